@@ -1,0 +1,85 @@
+# lgi: two commands, `make reproduce` and `make test`, from a fresh clone. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Parameter set of `make reproduce` (empty: the paper's run; smoke: minutes instead, on optdigits) and extra
+# arguments for notebooks/reproduce.py, e.g. ARGS="--only 01 -p epochs 5".
+PARAMS ?=
+ARGS ?=
+# Test processes. One thread each: two busy processes with two threads each are slower than with one.
+JOBS ?= 2
+
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PARAMS=smoke      with reproduce: minutes instead of the full run, data that need no download"
+	@echo "  ARGS=\"...\"        with reproduce: passed on, see $(BIN)/python notebooks/reproduce.py --help"
+	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
+	@echo "  LGI_DATA=folder   where MNIST/raw and vgg19/ lie, if they do"
+
+.PHONY: install
+install: $(STAMP) ## make .venv with everything that the other targets need
+
+# uv when it is there or can be installed, else pip; versions from requirements.lock either way.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "lgi needs Python 3.11 or newer as '$(PYTHON)'; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if [ "$${LGI_INSTALLER:-uv}" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
+	  PATH="$$PATH:$(abspath $(BIN))" uv pip install --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'; \
+	else \
+	  echo "uv is not available: installing with pip, which takes some minutes"; \
+	  $(BIN)/python -m pip install --constraint requirements.lock --editable '.[dev]'; \
+	fi
+	@touch $@
+
+.PHONY: reproduce
+reproduce: $(STAMP) ## run the series of notebooks into runs/ and draw figures/
+	@$(BIN)/python notebooks/reproduce.py $(if $(PARAMS),--params $(PARAMS)) $(ARGS)
+
+.PHONY: test
+test: lint unit nbval ## every check: lint, types, tests, a smoke run of the series, nbval
+
+.PHONY: lint
+lint: $(STAMP) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: $(STAMP) ## the tests of the package and of the notebooks' machinery
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests
+
+# LGI_RUNS: a test must not write into the tree it tests.
+.PHONY: nbval
+nbval: $(STAMP) ## run the committed notebooks and compare with what they show
+	OMP_NUM_THREADS=1 LGI_RUNS="$$(mktemp -d)" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:cacheprovider \
+	  --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval.cfg notebooks/
+
+.PHONY: notebooks
+notebooks: $(STAMP) ## format, execute and clean the notebooks: the state that is committed
+	$(BIN)/python notebooks/reproduce.py commit $(ARGS)
+
+.PHONY: models
+models: $(STAMP) ## train the shipped models anew into data/models (maintainers; needs MNIST, about 10 minutes)
+	$(BIN)/python -m lgi.training
+
+.PHONY: lock
+lock: $(STAMP) ## resolve requirements.lock anew
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-package lgi --upgrade --output-file requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## remove .venv, runs/ and caches
+	rm -rf $(VENV) runs data/cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

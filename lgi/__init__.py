@@ -1,0 +1,11 @@
+"""Geometry of latent spaces: pull-back metrics, shorter curves, and how far straight lines are from shortest.
+
+The reproduction package of Michelis & Becker, "On Linear Interpolation in the Latent Space of Deep Generative Models",
+ICLR 2021 workshop on geometrical and topological representation learning.
+"""
+
+from lgi.zoo import load_codes, load_model
+
+__version__ = "0.1.0"
+
+__all__ = ["load_codes", "load_model"]

@@ -1,0 +1,681 @@
+"""Where things are on disk, and how they get there whole.
+
+Three kinds of files are found through this module, from any working directory: raw data that the project did not make
+(MNIST, VGG-19), artefacts that it made (trained models, latent codes, expensive results) and the output of a run
+(recorded results, figures).
+
+An artefact is a pair of files, ``<path>.safetensors`` for tensors and ``<path>.json`` for everything else. The header
+of the safetensors file carries a copy of the JSON document and a digest of document and tensors together, so that this
+one file is complete in itself: renaming it into place is the only moment at which an artefact changes. A writer that is
+killed between the two renames, or two writers at once, can leave a JSON file of another generation beside it; both
+files are then whole, the safetensors file decides, and tensors and record still come from one and the same `save`.
+Anything else that does not fit (a truncated, edited or missing file) is refused.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import tempfile
+import tomllib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import safetensors.torch
+import torch
+from torch import Tensor
+
+_REMEDY = (
+    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete both halves. "
+    "recompute=True of load_or_compute computes afresh, into the cache."
+)
+
+# Dates and program versions would make two files of the same figure differ.
+_FIGURE_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+class ArtifactError(ValueError):
+    """A file of the project is damaged, not for these settings, or cannot be written."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def repository_root() -> Path | None:
+    """Folder of the clone that this package is imported from.
+
+    Returns
+    -------
+    pathlib.Path or None
+        The folder that holds ``pyproject.toml`` and the package ``lgi``; None where lgi is installed without them.
+    """
+    root = Path(__file__).resolve().parents[1]
+    try:
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return None
+    return root if project == "lgi" else None
+
+
+def _folder_from_environment(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    # A relative value would mean another folder for each notebook server and test runner; `make` starts at the root.
+    return (repository_root() or Path.cwd()) / Path(value).expanduser()
+
+
+def data_folder() -> Path:
+    """Folder of the shipped artefacts: ``data/`` of the repository, else the copy inside the installed package."""
+    root = repository_root()
+    return root / "data" if root else Path(__file__).resolve().parent / "_shipped"
+
+
+def raw_data_folders() -> list[Path]:
+    """Folders in which raw data are looked for, first one first; downloads go into the last.
+
+    Returns
+    -------
+    list of pathlib.Path
+        ``LGI_DATA`` where it is set (a relative value counts from the repository), then ``data/`` of the repository;
+        without a repository `cache_folder`, because an installed package is no place for downloads.
+    """
+    from_environment = _folder_from_environment("LGI_DATA")
+    return [*([from_environment] if from_environment else []), data_folder() if repository_root() else cache_folder()]
+
+
+def cache_folder() -> Path:
+    """Folder of computed artefacts: ``LGI_CACHE``, else ``data/cache`` of the repository, else the user's cache."""
+    root = repository_root()
+    default = root / "data" / "cache" if root else platformdirs.user_cache_path("lgi")
+    return _folder_from_environment("LGI_CACHE") or default
+
+
+def runs_folder() -> Path:
+    """Folder of runs: ``LGI_RUNS``, else ``runs/`` of the repository, else ``runs/`` of the working directory."""
+    return _folder_from_environment("LGI_RUNS") or (repository_root() or Path.cwd()) / "runs"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings and their hash
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: object, where: str, *, convert_tensors: bool = False) -> Any:
+    """Reduce a value to what JSON can hold without loss, or raise naming the entry."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, np.generic) or (convert_tensors and isinstance(value, Tensor) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ArtifactError(f"{where}: expected string keys, got {key!r} of {type(key).__name__}; use str(key)")
+        return {key: _plain(item, f"{where}.{key}", convert_tensors=convert_tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]", convert_tensors=convert_tensors) for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ArtifactError(
+                f"{where}: expected a finite number, got {value}; use None, or a tensor of the artefact"
+            )
+        return value
+    if isinstance(value, Path):
+        advice = "a path differs between machines; name what the file contains instead"
+    elif isinstance(value, Tensor | np.ndarray):
+        advice = "put tensors among the artefact's tensors and what determines them among the settings; or .tolist()"
+    else:
+        advice = "use numbers, strings, None, lists, mappings or dataclasses of these"
+    raise ArtifactError(f"{where}: got {type(value).__name__}; {advice}")
+
+
+def _canonical(value: object) -> str:
+    """JSON text that is the same for equal values: sorted keys, no spaces, floats by repr."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _sha256(*parts: bytes | str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def settings_hash(name: str, settings: object, version: int | str) -> str:
+    """SHA-256 of everything that determines an artefact.
+
+    Parameters
+    ----------
+    name : str
+        Name of the artefact.
+    settings : mapping or dataclass
+        Numbers, strings, None, and lists, tuples, mappings, dataclasses of these. Key order does not matter, a tuple
+        equals a list, a dataclass equals the mapping of its fields; 1 and 1.0 differ.
+    version : int or str
+        Version of the code that computes it, raised by hand when its results change.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    ArtifactError
+        If a setting is a path, a tensor, not finite, or of a type that has no canonical text; the entry is named.
+    """
+    return _sha256(_canonical({"name": name, "settings": _plain(settings, "settings"), "version": version}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing and reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _check_name(kind: str, value: str) -> None:
+    # One component of a path on every system, whatever a sweep puts into it ("alpha=0.5,seed=1").
+    if not re.fullmatch(r"\w[\w .,=+-]*", value):
+        raise ArtifactError(f"{kind}: expected letters, digits and any of ' .,=+-_', got {value!r}")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary file beside target that becomes target when the block ends well, and vanishes when it does not.
+
+    Not tempfile.mkstemp: its files are readable by their owner only, also after the renaming.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArtifactError(
+            f"cannot write {target}: {reason}. Free space there or make it writable; LGI_CACHE and LGI_RUNS name other "
+            "folders for computed artefacts and for runs."
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise before an expensive computation rather than after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write to {folder}: {error.strerror}. Set LGI_CACHE to a folder that can be written."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Tensors and record as they were saved together.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        On the CPU, with the dtypes and shapes that were saved.
+    record : dict
+        The JSON part.
+    settings : dict
+        What determines the artefact.
+    provenance : dict
+        Where, when and with what it was computed, see `provenance`.
+    source : {"shipped", "cache", "computed"}
+        Where it comes from.
+    path : pathlib.Path
+        Where it is, without the two suffixes.
+    """
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    source: Literal["shipped", "cache", "computed"]
+    path: Path
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    # with_suffix would cut a name at its last dot.
+    return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
+
+
+def _stored(key: str, value: object) -> Tensor:
+    if isinstance(value, np.ndarray):
+        try:
+            value = torch.from_numpy(np.array(value))
+        except TypeError as error:
+            raise ArtifactError(f"tensors[{key!r}]: expected a numeric array, got dtype {value.dtype}") from error
+    if not isinstance(value, Tensor):
+        raise ArtifactError(f"tensors[{key!r}]: expected a tensor or array, got {type(value).__name__}; use the record")
+    # A copy, because safetensors refuses tensors that share memory or are not contiguous.
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _split(content: bytes) -> tuple[dict[str, str], str, bytes]:
+    """Take a safetensors file apart: its metadata, the rest of its header as canonical JSON, its tensor data."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")
+    return header.pop("__metadata__", {}), _canonical(header), content[end:]
+
+
+def save(
+    path: Path,
+    tensors: Mapping[str, Tensor | npt.NDArray[Any]],
+    record: Mapping[str, Any],
+    *,
+    name: str,
+    settings: object,
+    version: int | str,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an artefact, whole or not at all.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Where, without suffix; ``.safetensors`` and ``.json`` are appended. Missing folders are made.
+    tensors : mapping of str to Tensor or numpy array
+        Any shapes, dtypes and devices; copied, never changed.
+    record : mapping
+        What is not a tensor; JSON values, numpy scalars and tensors without dimensions.
+    name, settings, version
+        What determines the artefact, see `settings_hash`.
+    provenance : mapping, optional
+        What `provenance` returned.
+
+    Raises
+    ------
+    ArtifactError
+        If a value cannot be stored without loss, or the files cannot be written (the old pair then still stands).
+
+    Notes
+    -----
+    Both files are written beside their targets and flushed first, then renamed, tensors before JSON. See the module's
+    docstring for why a kill between the two leaves a readable artefact.
+    """
+    path = Path(path)
+    if path.suffix in {".safetensors", ".json"}:
+        raise ArtifactError(f"path: expected it without suffix, got {path}")
+    document = {
+        "name": name,
+        "version": version,
+        "settings": _plain(settings, "settings"),
+        "settings_hash": settings_hash(name, settings, version),
+        "record": _plain(record, "record", convert_tensors=True),
+        "provenance": _plain(provenance or {}, "provenance"),
+    }
+    stored = {key: _stored(key, value) for key, value in tensors.items()}
+    _, header, data = _split(safetensors.torch.save(stored))
+    digest = _sha256(_canonical(document), header, data)
+    # One entry, because safetensors writes several in random order: the same artefact must give the same bytes.
+    metadata = {"lgi": _canonical({"document": document, "digest": digest})}
+    content = safetensors.torch.save(stored, metadata=metadata)
+    readable = document | {"sha256": _sha256(content)}
+    readable["digest"] = _sha256(_canonical(readable))
+
+    tensors_file, json_file = _files(path)
+    # Left in reverse order: both temporary files are complete before the tensors, then the JSON, move into place.
+    with _replacing(json_file) as temporary_json, _replacing(tensors_file) as temporary_tensors:
+        temporary_json.write_text(json.dumps(readable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary_tensors.write_bytes(content)
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{file} is missing. {_REMEDY}") from error
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}. {_REMEDY}") from error
+
+
+def _read(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return document and tensors of an artefact whose two files are whole, or raise."""
+    tensors_file, json_file = _files(path)
+    json_content, content = _read_bytes(json_file), _read_bytes(tensors_file)
+    try:
+        readable = json.loads(json_content)
+        if readable.pop("digest") != _sha256(_canonical(readable)):
+            raise ValueError("digest")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{json_file} is truncated or was edited. {_REMEDY}") from error
+    try:
+        metadata, header, data = _split(content)
+        embedded = json.loads(metadata["lgi"])
+        document = embedded["document"]
+        if embedded["digest"] != _sha256(_canonical(document), header, data):
+            raise ValueError("digest")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{tensors_file} is truncated or was edited. {_REMEDY}") from error
+    # No more is asked of the JSON: after an interrupted save it rightly differs in everything but the name.
+    for file, found in ((json_file, readable["name"]), (tensors_file, document["name"])):
+        if found != name:
+            raise ArtifactError(f"{file} holds {found!r}, expected {name!r}. {_REMEDY}")
+    return document, safetensors.torch.load(content)
+
+
+def _artifact(
+    path: Path, document: dict[str, Any], tensors: dict[str, Tensor], source: Literal["shipped", "cache", "computed"]
+) -> Artifact:
+    kept = {key: document[key] for key in ("record", "settings", "provenance")}
+    return Artifact(tensors=tensors, path=path, source=source, **kept)
+
+
+def load(path: Path, *, name: str, settings: object = None, version: int | str | None = None) -> Artifact:
+    """Read an artefact and check that it is whole and the one that was asked for.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Where, without suffix.
+    name : str
+        Name under which it was saved.
+    settings : mapping or dataclass, optional
+        Settings that it must have; not checked when None.
+    version : int or str, optional
+        Version that it must have; not checked when None.
+
+    Returns
+    -------
+    Artifact
+        Its source is "cache" below `cache_folder`, else "shipped".
+
+    Raises
+    ------
+    ArtifactError
+        If a half is missing, truncated or edited, or if name, settings or version differ. The message names the file,
+        the settings that differ, and the remedy.
+    """
+    path = Path(path)
+    document, tensors = _read(path, name)
+    wanted = document["settings"] if settings is None else _plain(settings, "settings")
+    wanted_version = document["version"] if version is None else version
+    if settings_hash(name, wanted, wanted_version) != document["settings_hash"]:
+        raise ArtifactError(
+            f"{_files(path)[0]} is of other settings: {_difference(document, wanted, wanted_version)}. {_REMEDY}"
+        )
+    return _artifact(path, document, tensors, "cache" if path.is_relative_to(cache_folder()) else "shipped")
+
+
+def exists(path: Path) -> bool:
+    """Whether an artefact was ever saved whole at path (given without suffix); `load` tells whether it still is."""
+    return _files(path)[1].exists()
+
+
+def remove(path: Path) -> None:
+    """Delete the artefact at path (given without suffix), if there is one."""
+    for file in reversed(_files(path)):
+        file.unlink(missing_ok=True)
+
+
+def _difference(document: dict[str, Any], settings: Any, version: int | str) -> str:
+    found, wanted = ({**s} if isinstance(s, dict) else {"settings": s} for s in (document["settings"], settings))
+    found["version"], wanted["version"] = document["version"], version
+    differing = [
+        f"{key} is {found.get(key, 'absent')!r}, expected {wanted.get(key, 'absent')!r}"
+        for key in sorted(found.keys() | wanted.keys())
+        if _canonical([found[key]] if key in found else []) != _canonical([wanted[key]] if key in wanted else [])
+    ]
+    return "; ".join(differing)
+
+
+def load_or_compute(
+    name: str,
+    settings: object,
+    compute: Callable[[], tuple[Mapping[str, Tensor | npt.NDArray[Any]], Mapping[str, Any]]],
+    *,
+    version: int | str = 1,
+    folder: str = "results",
+    recompute: bool = False,
+) -> Artifact:
+    """Return the artefact of these settings: the shipped one, else the cached one, else computed now and cached.
+
+    Parameters
+    ----------
+    name : str
+        Name of the artefact; the shipped one is ``<data_folder>/<folder>/<name>``, the cached one
+        ``<cache_folder>/<folder>/<name>-<first 16 digits of the hash>``.
+    settings : mapping or dataclass
+        Everything that determines the result, see `settings_hash`.
+    compute : callable
+        Called without arguments when nothing stored fits; returns tensors and record, as `save` takes them.
+    version : int or str
+        Version of the code that computes it, raised by hand when its results change.
+    folder : str
+        Folder below data and cache, for example "models" or "results".
+    recompute : bool
+        Compute even if it is stored. Writes into the cache alone: shipped files are written with `save`.
+
+    Returns
+    -------
+    Artifact
+        As read back from disk, so that a first and a second call give the same.
+
+    Raises
+    ------
+    ArtifactError
+        If a stored file is damaged (see `load`), if the cache cannot be written (found out before computing), or if
+        compute returns anything else than tensors and record.
+
+    Notes
+    -----
+    A shipped artefact of other settings is not for this call and left alone. Tensors without a JSON in the cache are a
+    first save that was interrupted, and count as absent.
+    """
+    _check_name("name", name)
+    _check_name("folder", folder)
+    wanted = settings_hash(name, settings, version)
+    shipped = data_folder() / folder / name
+    cached = cache_folder() / folder / f"{name}-{wanted[:16]}"
+    if not recompute:
+        if any(file.exists() for file in _files(shipped)):
+            document, tensors = _read(shipped, name)
+            if document["settings_hash"] == wanted:
+                return _artifact(shipped, document, tensors, "shipped")
+        if exists(cached):
+            return load(cached, name=name, settings=settings, version=version)
+
+    _check_writable(cached.parent)
+    result = compute()
+    if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Mapping) for part in result)):
+        raise ArtifactError(
+            f"compute of {name!r}: expected (tensors, record), two mappings, got {type(result).__name__}"
+        )
+    save(cached, *result, name=name, settings=settings, version=version, provenance=provenance())
+    return _artifact(cached, *_read(cached, name), "computed")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Provenance
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    root = repository_root()
+    if root is None:
+        return None
+    # "-dirty" tells that the commit alone does not give the code that ran.
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance(*, seed: int | None = None, command: str | None = None) -> dict[str, Any]:
+    """Where, when and with what a result is computed; no user name, host name or absolute path.
+
+    Parameters
+    ----------
+    seed : int, optional
+        Seed of the computation.
+    command : str, optional
+        Command that starts it; the folders of absolute paths in it are cut off.
+
+    Returns
+    -------
+    dict
+        date (UTC, ISO 8601), python, platform, cpu, cores, versions (of the installed packages that matter) and, where
+        there is one, gpu, git_commit (with "-dirty" after uncommitted changes), seed, command.
+    """
+    versions = {}
+    for package in ("lgi", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    found = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "seed": seed,
+        "command": re.sub(r"(?<![\w.~])/(?:[^\s/]+/)*(?=[^\s/])", "", command) if command else None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Figure(Protocol):
+    # What is needed of matplotlib.figure.Figure; importing it for a type alone would cost every user of lgi a second.
+    def savefig(self, fname: Any, /, **settings: Any) -> object: ...
+
+
+def _results_file(notebook: str, run: str) -> Path:
+    _check_name("notebook", notebook)
+    _check_name("run", run)
+    return runs_folder() / run / "results" / f"{notebook}.json"
+
+
+def record_results(notebook: str, results: Mapping[str, Any], *, run: str = "default") -> Path:
+    """Write the results of a notebook to ``<runs_folder>/<run>/results/<notebook>.json``.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook without suffix.
+    results : mapping
+        JSON values, numpy scalars and tensors without dimensions; all finite. The entry "headline", a string, is what
+        ``make reproduce`` shows in its table.
+    run : str
+        Name of the run.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ArtifactError
+        If a value has no JSON form, a name is not one path component, or the file cannot be written.
+    """
+    file = _results_file(notebook, run)
+    plain = _plain(results, "results", convert_tensors=True)
+    if not isinstance(plain, dict) or not isinstance(plain.get("headline", ""), str):
+        raise ArtifactError(f"results: expected a mapping whose entry 'headline', if any, is a string, got {plain!r}")
+    with _replacing(file) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
+
+
+def read_results(notebook: str, run: str = "default") -> dict[str, Any]:
+    """Read what `record_results` wrote.
+
+    Raises
+    ------
+    ArtifactError
+        If the notebook has not recorded anything in this run, or the file is damaged.
+    """
+    file = _results_file(notebook, run)
+    try:
+        results = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{file} is missing: run notebook {notebook!r} in run {run!r} first") from error
+    except ValueError as error:
+        raise ArtifactError(f"{file} is damaged: delete it and run notebook {notebook!r} again") from error
+    if not isinstance(results, dict):
+        raise ArtifactError(f"{file} is damaged: delete it and run notebook {notebook!r} again")
+    return results
+
+
+def save_figure(
+    figure: _Figure, name: str, *, run: str = "default", formats: Sequence[str] = ("png", "pdf")
+) -> list[Path]:
+    """Write a figure to ``<runs_folder>/<run>/figures/<name>.<format>``, without dates in it.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        The figure; drawn with its own size and style.
+    name : str
+        Name of the files, without suffix.
+    run : str
+        Name of the run.
+    formats : sequence of {"png", "pdf"}
+        PNG for reading, PDF for print.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files, in the order of formats.
+
+    Raises
+    ------
+    ArtifactError
+        If a format is not one of the two, a name is not one path component, or a file cannot be written.
+    """
+    _check_name("name", name)
+    _check_name("run", run)
+    if isinstance(formats, str) or not set(formats) <= _FIGURE_METADATA.keys():
+        raise ArtifactError(f"formats: expected a sequence of {sorted(_FIGURE_METADATA)}, got {formats!r}")
+    files = [runs_folder() / run / "figures" / f"{name}.{format_}" for format_ in formats]
+    for file, format_ in zip(files, formats, strict=True):
+        with _replacing(file) as temporary:
+            figure.savefig(temporary, format=format_, metadata=_FIGURE_METADATA[format_])
+    return files

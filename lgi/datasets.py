@@ -1,0 +1,326 @@
+"""Images of digits as tensors: MNIST from disk, or scikit-learn's 8x8 digits, which need no file.
+
+Both come as `ImageData`, with the digits, the range of values and one of three fixed splits asked for by name. Nothing
+here touches the network unless ``download=True`` is given and MNIST is not on disk.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import tempfile
+from collections.abc import Collection
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lgi import artifacts
+
+Split = Literal["train", "validation", "test"]
+
+DIGITS = (2, 4, 5, 7)
+"""The paper's digits (Fig. 1, App. D)."""
+
+_N_VALIDATION = 5000
+# Any constant; changing it changes every trained model and its held-out numbers.
+_SPLIT_SEED = 20210507
+
+_MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class DatasetError(ValueError):
+    """Data that are not there, damaged, or asked for in a way that does not exist."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Images of one split.
+
+    Parameters
+    ----------
+    images : Tensor, shape (n, 1, 28, 28), float32
+        Values in value_range.
+    label : Tensor, shape (n,), int64
+        Digit of each image.
+    index : Tensor, shape (n,), int64
+        Ascending position in the data as published: in MNIST's official training set for "train" and "validation", in
+        its official test set for "test"; in all 1797 images for optdigits.
+    name : str
+        "mnist" or "optdigits".
+    split : {"train", "validation", "test"}
+        Which part.
+    value_range : tuple of float
+        Values of black and white.
+    """
+
+    images: Tensor
+    label: Tensor
+    index: Tensor
+    name: str
+    split: Split
+    value_range: tuple[float, float]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def load(
+    name: str,
+    split: Split,
+    *,
+    digits: Collection[int] = DIGITS,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    download: bool = False,
+) -> ImageData:
+    """Return a split of a data set by name.
+
+    Parameters
+    ----------
+    name : {"mnist", "optdigits"}
+        Data set.
+    split, digits, value_range
+        See `mnist`.
+    download : bool
+        Download MNIST if it is not on disk; optdigits never needs it.
+
+    Returns
+    -------
+    ImageData
+        What `mnist` or `optdigits` returns.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such data set, and as `mnist` does.
+    """
+    if name == "mnist":
+        return mnist(split, digits=digits, value_range=value_range, download=download)
+    if name == "optdigits":
+        return optdigits(split, digits=digits, value_range=value_range)
+    raise DatasetError(f"name: expected 'mnist' or 'optdigits', got {name!r}")
+
+
+def _select(
+    pixels: Tensor, label: Tensor, index: Tensor, *, name: str, split: Split, digits: Collection[int], value_range: Any
+) -> ImageData:
+    """Keep the digits asked for of pixels (n, 28, 28) in [0, 1] or uint8, and map them to value_range."""
+    low, high = value_range
+    keep = torch.isin(label, torch.tensor(sorted(digits)))
+    images = pixels[keep].unsqueeze(1)
+    images = images.float().div_(255) if images.dtype == torch.uint8 else images
+    return ImageData(
+        images=images.mul_(high - low).add_(low),
+        label=label[keep],
+        index=index[keep],
+        name=name,
+        split=split,
+        value_range=(float(low), float(high)),
+    )
+
+
+def _check_request(split: str, digits: Collection[int], value_range: Any) -> None:
+    if split not in get_args(Split):
+        raise DatasetError(f"split: expected one of {get_args(Split)}, got {split!r}")
+    if (
+        not isinstance(digits, Collection)
+        or not digits
+        or len(set(digits)) != len(digits)
+        or not set(digits) <= set(range(10))
+    ):
+        raise DatasetError(f"digits: expected different integers of 0 to 9, at least one, got {digits!r}")
+    if not isinstance(value_range, tuple | list) or tuple(value_range) not in {(0, 1), (-1, 1)}:
+        raise DatasetError(f"value_range: expected (0, 1) or (-1, 1), got {value_range!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MNIST
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _mnist_files(root: Path) -> list[Path]:
+    return [root / "MNIST" / "raw" / name for name in _MNIST_MD5]
+
+
+def find_mnist(root: Path | None = None) -> Path | None:
+    """Folder whose ``MNIST/raw`` holds the four raw files: root if given, else the first of `raw_data_folders`.
+
+    Returns
+    -------
+    pathlib.Path or None
+        None where there is no such folder. The contents are checked on loading only.
+    """
+    folders = [Path(root)] if root is not None else artifacts.raw_data_folders()
+    return next((folder for folder in folders if all(file.is_file() for file in _mnist_files(folder))), None)
+
+
+def has_mnist() -> bool:
+    """Whether MNIST is on disk."""
+    return find_mnist() is not None
+
+
+def _check_md5(file: Path, remedy: str) -> None:
+    with file.open("rb") as content:
+        md5 = hashlib.file_digest(content, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if md5 != _MNIST_MD5[file.name]:
+        raise DatasetError(f"{file} is damaged: expected md5 {_MNIST_MD5[file.name]}, got {md5}. {remedy}")
+
+
+def _download(root: Path) -> None:
+    """Download the four files into root, each moved into place only when all are complete and checked."""
+    from torchvision.datasets import MNIST
+
+    folder = root / "MNIST"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            MNIST(temporary, download=True)
+            for file in _mnist_files(Path(temporary)):
+                _check_md5(file, "Try the download again.")
+            (folder / "raw").mkdir(exist_ok=True)
+            for file in _mnist_files(Path(temporary)):
+                file.replace(folder / "raw" / file.name)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise DatasetError(
+            f"MNIST could not be downloaded into {folder}: {error}\nPut {', '.join(_MNIST_MD5)} into a folder "
+            "MNIST/raw and set LGI_DATA to the folder that holds it; or use optdigits, which needs no file."
+        ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _read_mnist(
+    root: Path,
+    part: str,
+    stamps: tuple[tuple[int, int], ...],  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    """Check the four files and decode one part: pixels (n, 28, 28) uint8, labels (n,) int64.
+
+    The stamps (size and time of change) are there for the cache alone: a file that changes is checked and read again.
+    """
+    # Not the class MNIST: it prefers a file processed/training.pt of old torchvision versions, which nobody verifies.
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    for file in _mnist_files(root):
+        _check_md5(file, "Delete it and load again with download=True, or copy it from another source.")
+    start = str(root / "MNIST" / "raw" / part)
+    return read_image_file(f"{start}-images-idx3-ubyte"), read_label_file(f"{start}-labels-idx1-ubyte")
+
+
+def mnist(
+    split: Split,
+    *,
+    digits: Collection[int] = DIGITS,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    download: bool = False,
+    root: Path | None = None,
+) -> ImageData:
+    """Return a split of MNIST (LeCun, Cortes & Burges), read from disk by torchvision.
+
+    Parameters
+    ----------
+    split : {"train", "validation", "test"}
+        "test" is the official test set (10 000 images); "validation" is a fixed draw of 5000 images of the official
+        training set and "train" the other 55 000, the same whatever the digits.
+    digits : collection of int
+        Digits to keep; default the paper's. Their order does not matter: images keep the order of the data set.
+    value_range : tuple of float
+        (0, 1) or (-1, 1): values of black and white.
+    download : bool
+        Download if MNIST is not on disk, into the last of `raw_data_folders` (or root).
+    root : pathlib.Path, optional
+        Folder that holds ``MNIST/raw``; default the first of `raw_data_folders` that does.
+
+    Returns
+    -------
+    ImageData
+        New tensors with each call.
+
+    Raises
+    ------
+    DatasetError
+        If MNIST is nowhere, a raw file has another md5 than published, the download fails, or an argument is none of
+        the above.
+    """
+    _check_request(split, digits, value_range)
+    found = find_mnist(root)
+    if found is None and download:
+        found = Path(root) if root is not None else artifacts.raw_data_folders()[-1]
+        _download(found)
+    if found is None:
+        looked = [Path(root)] if root is not None else artifacts.raw_data_folders()
+        missing = "\n".join(f"  {file}" for folder in looked for file in _mnist_files(folder) if not file.is_file())
+        raise DatasetError(
+            f"MNIST is not on disk. Looked for, and did not find:\n{missing}\nSet LGI_DATA to the folder that holds "
+            "MNIST/raw, or give download=True, or use optdigits, which needs no file."
+        )
+    status = [file.stat() for file in _mnist_files(found)]
+    stamps = tuple((s.st_size, s.st_mtime_ns) for s in status)
+    pixels, label = _read_mnist(found, "t10k" if split == "test" else "train", stamps)
+    if split == "test":
+        index = torch.arange(len(label))
+    else:
+        order = torch.randperm(len(label), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+        index = (order[:_N_VALIDATION] if split == "validation" else order[_N_VALIDATION:]).sort().values
+    return _select(
+        pixels[index], label[index], index, name="mnist", split=split, digits=digits, value_range=value_range
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# optdigits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _read_optdigits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Pixels (1797, 28, 28) float32 in [0, 1], labels (1797,) int64, and the indices of each split."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    source = load_digits()
+    label = torch.from_numpy(source.target).long()
+    eighths = torch.from_numpy(source.images).float().unsqueeze(1) / 16
+    # Bilinear, because its weights are convex: bicubic overshoots [0, 1], and clamping would flatten the strokes.
+    pixels = torch.nn.functional.interpolate(eighths, size=(28, 28), mode="bilinear").squeeze(1).clamp_(0, 1)
+    rest, test = train_test_split(range(len(label)), test_size=360, random_state=_SPLIT_SEED, stratify=label)
+    train, validation = train_test_split(rest, test_size=180, random_state=_SPLIT_SEED, stratify=label[rest])
+    splits = {"train": train, "validation": validation, "test": test}
+    return pixels, label, {name: torch.tensor(sorted(index)) for name, index in splits.items()}
+
+
+def optdigits(
+    split: Split, *, digits: Collection[int] = DIGITS, value_range: tuple[float, float] = (0.0, 1.0)
+) -> ImageData:
+    """Return a split of scikit-learn's ``load_digits`` (1797 real 8x8 digits of NIST), resized to 28x28.
+
+    Needs neither file nor network. For trying out and for tests; no number of the paper comes from it.
+
+    Parameters
+    ----------
+    split : {"train", "validation", "test"}
+        1257, 180 and 360 images over all ten digits, fixed, stratified by digit, the same whatever the digits.
+    digits, value_range
+        See `mnist`.
+
+    Returns
+    -------
+    ImageData
+        New tensors with each call; resized bilinearly.
+
+    Raises
+    ------
+    DatasetError
+        If an argument is none of these.
+    """
+    _check_request(split, digits, value_range)
+    pixels, label, splits = _read_optdigits()
+    index = splits[split]
+    return _select(
+        pixels[index], label[index], index, name="optdigits", split=split, digits=digits, value_range=value_range
+    )

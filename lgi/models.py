@@ -1,0 +1,352 @@
+"""Encoders and decoders: the convolutional VAE, the RBF precision network, and the fused form that geometry uses.
+
+Nothing here trains and nothing here reads a disk; see :mod:`lgi.training` and :mod:`lgi.zoo`.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# Smooth only: the geodesic equation needs second derivatives of the decoder, which a ReLU does not have.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Shape of a convolutional VAE for (1, 28, 28) images.
+
+    The paper fixes a two-dimensional latent space and a ratio of 16 between the parameter counts of its two models;
+    everything else here is ours.
+
+    Parameters
+    ----------
+    latent_dim
+        Dimension d of the latent space (2 in the paper).
+    channels
+        Channels at 14 x 14 and at 7 x 7 pixels.
+    hidden
+        Width of the dense layer between latent space and the 7 x 7 image.
+    normalisation
+        ``"batch"``, ``"spectral"`` (on every convolution but the last) or ``"none"``; :func:`fuse` folds both away.
+    activation
+        One of ``"silu"``, ``"gelu"``, ``"softplus"``, ``"tanh"``.
+    """
+
+    latent_dim: int = 2
+    channels: tuple[int, int] = (16, 32)
+    hidden: int = 64
+    normalisation: Literal["batch", "spectral", "none"] = "batch"
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        if self.latent_dim < 1 or self.hidden < 1 or len(self.channels) != 2 or min(self.channels) < 1:
+            raise ValueError(
+                "expected latent_dim >= 1, hidden >= 1 and two positive channel counts, "
+                f"got latent_dim={self.latent_dim}, hidden={self.hidden}, channels={self.channels}"
+            )
+        if self.normalisation not in ("batch", "spectral", "none"):
+            raise ValueError(f'normalisation must be "batch", "spectral" or "none", got {self.normalisation!r}')
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}")
+
+
+class ConstantStd(nn.Module):
+    r"""One standard deviation for all pixels and all latent points.
+
+    .. math:: \sigma(z) = e^{s}
+
+    Parameters
+    ----------
+    data_shape
+        Shape of one data point.
+    std
+        Initial value of sigma, in units of the data; its logarithm s is trained (Rybkin et al. 2021).
+
+    References
+    ----------
+    Rybkin, Daniilidis, Levine, "Simple and effective VAE training with calibrated decoders", ICML 2021.
+    """
+
+    def __init__(self, data_shape: tuple[int, ...], std: float = 0.3) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.log_std = nn.Parameter(torch.tensor(math.log(std)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Standard deviation at z (n, d), shape (n, *data_shape)."""
+        return self.log_std.exp().expand(z.shape[0], *self.data_shape)
+
+
+class RBFPrecision(nn.Module):
+    r"""Standard deviation whose inverse square is a radial basis function network (Arvanitidis et al. 2018).
+
+    .. math::
+        \sigma_j(z)^{-2} = \sum_k W_{kj}\, v_k(z) + \zeta, \qquad
+        v_k(z) = \exp(-\lambda_k \|z - c_k\|^2), \qquad W_{kj} \ge 0
+
+    Far from every centre the precision falls to the floor zeta, so that sigma rises to its largest value
+    zeta^(-1/2): the decoder says that it does not know. :func:`lgi.training.fit_rbf_precision` places the centres and
+    fits the weights.
+
+    Parameters
+    ----------
+    centres
+        c, shape (n_centres, d).
+    bandwidths
+        lambda, shape (n_centres,), positive, in inverse squared latent units.
+    weight
+        W, shape (n_centres, D) with D the number of pixels, non-negative, in inverse squared data units.
+    floor
+        zeta > 0, in inverse squared data units.
+    data_shape
+        Shape of one data point, of D entries.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, a weight is negative, or a bandwidth or the floor is not positive and finite.
+
+    References
+    ----------
+    Arvanitidis, Hansen, Hauberg, "Latent space oddity: on the curvature of deep generative models", ICLR 2018, sec. 4.
+    """
+
+    centres: Tensor
+    bandwidths: Tensor
+    weight: Tensor
+    floor: Tensor
+
+    def __init__(
+        self, centres: Tensor, bandwidths: Tensor, weight: Tensor, *, floor: float, data_shape: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        n_centres, n_pixels = centres.shape[0], math.prod(data_shape)
+        if centres.ndim != 2 or bandwidths.shape != (n_centres,) or weight.shape != (n_centres, n_pixels):
+            raise ValueError(
+                f"expected centres (n_centres, d), bandwidths (n_centres,) and weight (n_centres, {n_pixels}), got "
+                f"{tuple(centres.shape)}, {tuple(bandwidths.shape)} and {tuple(weight.shape)}"
+            )
+        if not bool((weight >= 0).all()):
+            raise ValueError(
+                "weight must be non-negative and finite: a negative weight could make a precision negative"
+            )
+        if not bool(((bandwidths > 0) & bandwidths.isfinite()).all()):
+            raise ValueError(
+                "bandwidths must be positive and finite; an empty or one-point cluster has none of its own"
+            )
+        if not (floor > 0 and math.isfinite(floor)):
+            raise ValueError(f"floor must be positive and finite, got {floor}")
+        self.data_shape = tuple(data_shape)
+        # Buffers, not parameters: they are fitted in closed-form steps, never by gradient.
+        self.register_buffer("centres", centres.detach().clone())
+        self.register_buffer("bandwidths", bandwidths.detach().clone())
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("floor", torch.as_tensor(floor, dtype=weight.dtype, device=weight.device))
+
+    def basis(self, z: Tensor) -> Tensor:
+        """Radial basis functions v(z), z (n, d), shape (n, n_centres)."""
+        return torch.exp(-self.bandwidths * (z[:, None, :] - self.centres).square().sum(-1))
+
+    def precision(self, z: Tensor) -> Tensor:
+        """Inverse variance at z (n, d), shape (n, *data_shape), in inverse squared data units."""
+        return (self.basis(z) @ self.weight + self.floor).view(-1, *self.data_shape)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Standard deviation at z (n, d), shape (n, *data_shape), between 0 and ``floor ** -0.5``."""
+        return self.precision(z).rsqrt()
+
+
+class Encoder(nn.Module):
+    r"""Gaussian q(z | x) = N(mean(x), diag std(x)^2) of a convolutional VAE.
+
+    Parameters
+    ----------
+    architecture
+        Its shape; see :class:`Architecture`.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.latent_dim = architecture.latent_dim
+        self.data_shape = (1, 28, 28)
+        (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
+        self.body = nn.Sequential(
+            *_normalised(nn.Conv2d(1, c14, 3, stride=2, padding=1), architecture.normalisation),
+            activation(),
+            *_normalised(nn.Conv2d(c14, c7, 3, stride=2, padding=1), architecture.normalisation),
+            activation(),
+            nn.Flatten(),
+            nn.Linear(c7 * 49, hidden),
+            activation(),
+            nn.Linear(hidden, 2 * self.latent_dim),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z | x), each (n, d), for x (n, 1, 28, 28)."""
+        if x.shape[1:] != self.data_shape:
+            raise ValueError(f"expected images of shape (n, 1, 28, 28), got {tuple(x.shape)}")
+        mean, log_std = self.body(x).chunk(2, dim=-1)
+        return mean, log_std.exp()
+
+
+class Decoder(nn.Module):
+    r"""Gaussian p(x | z) = N(mean(z), diag std(z)^2) of a convolutional VAE; the stochastic generator of eq. 2.
+
+    Parameters
+    ----------
+    architecture
+        Its shape; see :class:`Architecture`.
+
+    Attributes
+    ----------
+    latent_dim, data_shape
+        What :class:`lgi.PullbackMetric` needs to know.
+    mean_net, std_net
+        The two maps; ``std_net`` is a :class:`ConstantStd` until an :class:`RBFPrecision` takes its place.
+
+    Notes
+    -----
+    The image grows by sub-pixel convolutions (Shi et al. 2016): on a CPU three to four times the rows per second of
+    transposed convolutions of equal cost, and no checkerboard from overlapping strides.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.latent_dim = architecture.latent_dim
+        self.data_shape = (1, 28, 28)
+        (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
+        self.mean_net = nn.Sequential(
+            nn.Linear(self.latent_dim, hidden),
+            activation(),
+            nn.Linear(hidden, c7 * 49),
+            activation(),
+            nn.Unflatten(1, (c7, 7, 7)),
+            *_normalised(nn.Conv2d(c7, 4 * c14, 3, padding=1), architecture.normalisation),
+            activation(),
+            nn.PixelShuffle(2),
+            nn.Conv2d(c14, 4, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.Sigmoid(),
+        )
+        self.std_net: ConstantStd | RBFPrecision = ConstantStd(self.data_shape)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of p(x | z), each (n, 1, 28, 28), for z (n, d); the mean lies in [0, 1]."""
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
+        return self.mean_net(z), self.std_net(z)
+
+
+class VAE(nn.Module):
+    """Encoder and decoder of a variational autoencoder with prior N(0, I) (Kingma & Welling 2014).
+
+    Parameters
+    ----------
+    architecture
+        Its shape; see :class:`Architecture`.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters trained by gradient: encoder, decoder mean and the constant log std.
+
+        RBF weights are not counted: they are fitted afterwards in closed-form steps, equally many in both models.
+        """
+        return sum(p.numel() for module in (self.encoder, self.decoder.mean_net) for p in module.parameters()) + 1
+
+
+def fuse(module: Network) -> Network:
+    """Inference form of a network: batch and spectral norm folded into the weights, parameters frozen, eval mode.
+
+    The result computes what ``module.eval()`` computes, up to rounding, in fewer and cheaper steps, and never
+    keeps a graph through its parameters. The module given is left as it is.
+
+    Parameters
+    ----------
+    module
+        Any network. Batch norms are folded where they follow a convolution or a dense layer inside an
+        :class:`torch.nn.Sequential`; one that stands elsewhere stays as it is (in eval mode it is an affine map).
+
+    Returns
+    -------
+    torch.nn.Module
+        A fused deep copy.
+    """
+    fused = copy.deepcopy(module).eval()
+    for part in list(fused.modules()):
+        # In eval mode: in train mode, reading a spectrally normalised weight would advance its power iteration.
+        if is_parametrized(part):
+            # A deep copy shares its injected class with the original, and torch removes the weight from that class.
+            shared = type(part)
+            own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+            part.__class__ = type(shared.__name__, shared.__bases__, own)
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                remove_parametrizations(part, name, leave_parametrized=True)
+    for part in list(fused.modules()):
+        if isinstance(part, nn.Sequential):
+            _fold_batch_norms(part)
+    return fused.requires_grad_(False)
+
+
+def _fold_batch_norms(sequence: nn.Sequential) -> None:
+    """Fold each batch norm into the layer before it and take it out of the sequence, in place."""
+    kept: list[nn.Module] = []
+    for layer in sequence:
+        before = kept[-1] if kept else None
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
+            kept[-1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))
+        elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
+            kept[-1] = fuse_linear_bn_eval(before, layer)
+        else:
+            kept.append(layer)
+    if len(kept) < len(sequence):
+        names = [str(i) for i in range(len(kept))]
+        for name in list(sequence._modules):
+            del sequence._modules[name]
+        for name, layer in zip(names, kept, strict=True):
+            sequence.add_module(name, layer)
+
+
+def _normalised(convolution: nn.Conv2d, normalisation: str) -> list[nn.Module]:
+    """Convolution with what normalises it, as consecutive layers."""
+    if normalisation == "batch":
+        return [convolution, nn.BatchNorm2d(convolution.out_channels)]
+    return [spectral_norm(convolution) if normalisation == "spectral" else convolution]
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """Device that a name stands for; ``"auto"`` is the first GPU when there is one, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or not available on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'device {str(device)!r} is not available here; use "auto" or "cpu" ({error})') from error
+    return torch.device(device)

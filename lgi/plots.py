@@ -1,0 +1,282 @@
+"""Draw arrays on given axes. Nothing here computes geometry, shows a figure or saves one.
+
+The same roles have the same looks in all figures: straight lines are grey and dashed, shorter curves vermilion, the
+digits 2, 4, 5, 7 have four fixed colours that colour-blind readers can tell apart (Okabe & Ito 2008).
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import seaborn as sns  # noqa: F401 - registers the colour maps "mako" and "rocket"
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection, QuadMesh
+from matplotlib.image import AxesImage
+
+STRAIGHT = {"color": "0.45", "linestyle": "--", "linewidth": 1.4}
+SHORTER = {"color": "#D55E00", "linestyle": "-", "linewidth": 2.0}
+DIGIT_COLOURS = {2: "#0072B2", 4: "#E69F00", 5: "#009E73", 7: "#CC79A7"}
+MODEL_COLOURS = {"vae1": "#332288", "vae2": "#44AA99", "gan": "#882255"}
+
+Array = npt.ArrayLike
+_Points = npt.NDArray[np.float64]
+
+
+def use_style() -> None:
+    """Switch matplotlib to the style file of the series, ``lgi/lgi.mplstyle``."""
+    plt.style.use(str(files("lgi") / "lgi.mplstyle"))
+
+
+def latent_axes(ax: Axes) -> Axes:
+    """Label the axes of a two-dimensional latent space and give both the same scale."""
+    ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    return ax
+
+
+def latent_codes(ax: Axes, z: Array, label: Array, *, size: float = 4.0, alpha: float = 0.6) -> list[PathCollection]:
+    """Scatter latent codes, coloured by digit.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    z : array, shape (n, 2)
+        Codes.
+    label : array, shape (n,)
+        Digits.
+    size, alpha : float
+        Area of a dot in square points, and its opacity.
+
+    Returns
+    -------
+    list of PathCollection
+        One a digit, labelled, for a legend.
+    """
+    z, label = np.asarray(z), np.asarray(label)
+    digits = [int(digit) for digit in np.unique(label)]
+    others = iter(mpl.color_sequences["tab10"])
+    dots = []
+    for digit in digits:
+        colour = DIGIT_COLOURS[digit] if digit in DIGIT_COLOURS else next(others)
+        points = z[label == digit]
+        dots.append(
+            ax.scatter(
+                points[:, 0], points[:, 1], s=size, color=colour, alpha=alpha, lw=0, label=str(digit), rasterized=True
+            )
+        )
+    latent_axes(ax)
+    return dots
+
+
+def digit_legend(ax: Axes, dots: Sequence[PathCollection], **kwargs: Any) -> None:
+    """Legend of `latent_codes` with dots large enough to tell their colours."""
+    legend = ax.legend(handles=list(dots), title="digit", markerscale=3.5, handletextpad=0.1, **kwargs)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def field(ax: Axes, x: Array, y: Array, values: Array, label: str, **kwargs: Any) -> QuadMesh:
+    """Scalar field over the latent plane, with a colour bar.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    x, y : array, shape (n_x,), (n_y,)
+        Grid coordinates.
+    values : array, shape (n_y, n_x)
+        The field; row i belongs to ``y[i]``.
+    label : str
+        Of the colour bar: what is drawn, with its symbol.
+    **kwargs
+        For ``pcolormesh`` (``cmap``, ``vmin``, ``vmax``).
+
+    Returns
+    -------
+    QuadMesh
+        What was drawn.
+    """
+    mesh = ax.pcolormesh(np.asarray(x), np.asarray(y), np.asarray(values), shading="auto", rasterized=True, **kwargs)
+    ax.figure.colorbar(mesh, ax=ax, label=label, shrink=0.85)
+    latent_axes(ax)
+    return mesh
+
+
+def image_plane(ax: Axes, images: Array, extent: tuple[float, float, float, float]) -> AxesImage:
+    """Decoded images laid out over the latent plane.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    images : array, shape (n_y, n_x, height, width)
+        Image [i, j] belongs to the i-th z_2 from below and the j-th z_1 from the left; values in [0, 1].
+    extent : tuple of float
+        Smallest and largest z_1, smallest and largest z_2, at the outer edges of the images.
+
+    Returns
+    -------
+    AxesImage
+        What was drawn.
+    """
+    images = np.asarray(images)
+    n_y, n_x, height, width = images.shape
+    # rows of a picture run downwards, z_2 upwards
+    canvas = images[::-1].transpose(0, 2, 1, 3).reshape(n_y * height, n_x * width)
+    picture = ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, extent=extent, origin="upper", aspect="equal")
+    latent_axes(ax)
+    return picture
+
+
+def image_rows(axes: Sequence[Axes], images: Mapping[str, Array]) -> None:
+    """Image sequences as rows, one below the other, each with its name at the left.
+
+    Parameters
+    ----------
+    axes : sequence of matplotlib axes
+        One a row.
+    images : mapping of str to array of shape (n, height, width)
+        Values in [0, 1].
+    """
+    for ax, (name, row) in zip(axes, images.items(), strict=True):
+        strip = np.concatenate(list(np.asarray(row)), axis=1)
+        ax.imshow(strip, cmap="gray_r", vmin=0, vmax=1, origin="upper")
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.spines[:].set_visible(False)
+
+
+def training_curves(ax: Axes, epoch: Array, curves: Mapping[str, Array], ylabel: str) -> None:
+    """Curves over epochs; those whose name starts with "train" are thin and dotted.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    epoch : array, shape (n,)
+        Epochs.
+    curves : mapping of str to array of shape (n,)
+        Name and values of each.
+    ylabel : str
+        What the values are, with unit.
+    """
+    for name, values in curves.items():
+        thin = name.startswith("train")
+        ax.plot(np.asarray(epoch), np.asarray(values), label=name, ls=":" if thin else "-", lw=1.2 if thin else 1.8)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.legend()
+
+
+def axial_streamlines(
+    ax: Axes, x: Array, y: Array, direction: Array, *, separation: float | None = None, **line: Any
+) -> LineCollection:
+    r"""Evenly spaced streamlines of a field of axes: directions without a sign, such as eigenvectors.
+
+    The signs of eigenvectors are arbitrary and cannot be chosen continuously around a point where two eigenvalues meet,
+    so that an ordinary streamline plot breaks where they flip. What has no sign is the double angle,
+    :math:`(\cos 2\theta, \sin 2\theta) = (u_1^2 - u_2^2,\; 2 u_1 u_2)`: it is interpolated, and each step goes on in
+    the sense of the one before.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    x, y : array, shape (n_x,), (n_y,)
+        Evenly spaced grid coordinates.
+    direction : array, shape (n_y, n_x, 2)
+        Unit vectors of either sign.
+    separation : float, optional
+        Distance between neighbouring lines, in units of the axes; by default a thirtieth of the width.
+    **line
+        For ``LineCollection`` (``color``, ``linewidth``, ``alpha``).
+
+    Returns
+    -------
+    LineCollection
+        One segment list a streamline.
+
+    References
+    ----------
+    Jobard & Lefer, "Creating evenly-spaced streamlines of arbitrary density", 1997: new lines start beside old ones at
+    the separation, and end where they come closer than half of it.
+    """
+    x, y, u = (np.asarray(array, dtype=float) for array in (x, y, direction))
+    if u.shape != (len(y), len(x), 2):
+        raise ValueError(f"expected directions of shape ({len(y)}, {len(x)}, 2), got {u.shape}")
+    separation = float(np.ptp(x)) / 30 if separation is None else separation
+    axes = _AxialField(x, y, u)
+    lines: list[_Points] = []
+    placed = np.empty((0, 2))
+    waiting = [np.array([x.mean(), y.mean()])]
+    # Where the field has several regions, lines do not reach all of them: a coarse grid of starts does.
+    starts_x, starts_y = (np.arange(axis[0], axis[-1], 3 * separation) for axis in (x, y))
+    spare = [np.array([a, b]) for a in starts_x for b in starts_y]
+    while waiting or spare:
+        seed = waiting.pop(0) if waiting else spare.pop()
+        if not axes.covers(seed) or _is_near(seed, placed, 0.98 * separation):
+            continue
+        halves = [axes.trace(seed, sense * np.array([0.8, 0.6]), placed, separation) for sense in (1.0, -1.0)]
+        path = np.concatenate([halves[1][:0:-1], halves[0]])
+        if len(path) < 10:
+            continue
+        lines.append(path)
+        placed = np.concatenate([placed, path[::2]])
+        along = np.gradient(path, axis=0)
+        normal = along[:, ::-1] * [-1.0, 1.0] / np.linalg.norm(along, axis=1, keepdims=True)
+        beside = np.concatenate([path + separation * normal, path - separation * normal])
+        waiting += list(beside[:: max(1, len(beside) // 40)])
+    looks: dict[str, Any] = {"color": "white", "linewidth": 0.7, "alpha": 0.9} | line
+    collection = LineCollection(lines, **looks)
+    ax.add_collection(collection)
+    return collection
+
+
+def _is_near(point: _Points, points: _Points, distance: float) -> bool:
+    return len(points) > 0 and bool((((points - point) ** 2).sum(1) < distance**2).any())
+
+
+class _AxialField:
+    """Axes on a regular grid, by the cosine and sine of their double angle, (n_y, n_x, 2)."""
+
+    def __init__(self, x: _Points, y: _Points, direction: _Points) -> None:
+        self.x, self.y = x, y
+        cosine, sine = direction[..., 0] ** 2 - direction[..., 1] ** 2, 2 * direction[..., 0] * direction[..., 1]
+        self.double_angle = np.stack([cosine, sine], axis=-1)
+
+    def covers(self, point: _Points) -> bool:
+        return bool(self.x[0] <= point[0] <= self.x[-1] and self.y[0] <= point[1] <= self.y[-1])
+
+    def at(self, point: _Points, along: _Points) -> _Points | None:
+        """Unit vector of the axis at a point, in the sense of ``along``; None outside or where there is no axis."""
+        if not self.covers(point):
+            return None
+        i, j = (point[1] - self.y[0]) / (self.y[1] - self.y[0]), (point[0] - self.x[0]) / (self.x[1] - self.x[0])
+        i0, j0 = min(int(i), len(self.y) - 2), min(int(j), len(self.x) - 2)
+        a, b = i - i0, j - j0
+        corners = self.double_angle[i0 : i0 + 2, j0 : j0 + 2]
+        cosine, sine = np.array([1 - a, a]) @ (corners[:, 0] * (1 - b) + corners[:, 1] * b)
+        if np.hypot(cosine, sine) < 0.1:  # the axes around it cancel: a point where the eigenvalues meet
+            return None
+        theta = 0.5 * np.arctan2(sine, cosine)
+        axis = np.array([np.cos(theta), np.sin(theta)])
+        return -axis if axis @ along < 0 else axis
+
+    def trace(self, seed: _Points, along: _Points, placed: _Points, separation: float) -> _Points:
+        """Half a streamline by midpoint steps, until it leaves, nears a line or itself, or meets a degenerate point."""
+        step, path = separation / 5, [seed]
+        for _ in range(4000):
+            axis = self.at(path[-1], along)
+            middle = None if axis is None else self.at(path[-1] + 0.5 * step * axis, axis)
+            if middle is None:
+                break
+            point = path[-1] + step * middle
+            if _is_near(point, placed, 0.5 * separation) or _is_near(point, np.array(path[:-10]), 0.5 * separation):
+                break
+            path.append(point)
+            along = middle
+        return np.array(path)

@@ -1,0 +1,163 @@
+"""The shipped models and latent codes, ready for use."""
+
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from lgi import artifacts
+from lgi.features import ClassifierOutput, LogisticRegression
+from lgi.models import VAE, Architecture, ConstantStd, RBFPrecision, fuse, pick_device
+
+VAES = ("vae1", "vae2")
+MODELS = (*VAES, "logistic_regression")
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Latent codes of test images.
+
+    Attributes
+    ----------
+    z : Tensor, shape (n, d)
+        Means of q(z | x).
+    std : Tensor, shape (n, d)
+        Standard deviations of q(z | x).
+    label : Tensor, shape (n,), int64
+        Digit of each image.
+    index : Tensor, shape (n,), int64
+        Position of each image in the official test set.
+    """
+
+    z: Tensor
+    std: Tensor
+    label: Tensor
+    index: Tensor
+
+
+@overload
+def load_model(
+    name: Literal["vae1", "vae2"], device: str | torch.device = "cpu", *, std: Literal["rbf", "constant"] = "rbf"
+) -> VAE: ...
+@overload
+def load_model(
+    name: Literal["logistic_regression"],
+    device: str | torch.device = "cpu",
+    *,
+    output: ClassifierOutput = "probabilities",
+) -> LogisticRegression: ...
+def load_model(
+    name: str,
+    device: str | torch.device = "cpu",
+    *,
+    std: Literal["rbf", "constant"] = "rbf",
+    output: ClassifierOutput = "probabilities",
+) -> VAE | LogisticRegression:
+    """Shipped model: "vae1", "vae2" or "logistic_regression", trained on MNIST digits 2, 4, 5, 7.
+
+    Parameters
+    ----------
+    name : str
+        Which one.
+    device : str or torch.device
+        Where to put it; ``"auto"`` is the GPU when there is one.
+    std : {"rbf", "constant"}
+        Variance model of a VAE's decoder: the RBF precision network (the paper's), or the one constant it was
+        trained with.
+    output : {"probabilities", "log_probabilities", "logits"}
+        What the logistic regression returns; the paper's map is the probabilities.
+
+    Returns
+    -------
+    VAE or LogisticRegression
+        Fused, frozen and in eval mode: ``lgi.PullbackMetric(vae.decoder)`` is ready.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or the device is not available.
+    lgi.artifacts.ArtifactError
+        If the file is missing or damaged.
+    """
+    if name not in MODELS:
+        raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
+    artifact = _shipped(name)
+    if name == "logistic_regression":
+        return restore_logistic_regression(artifact, output=output).to(pick_device(device))
+    return restore_vae(artifact, std=std).to(pick_device(device))
+
+
+def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
+    """Latent codes of the official MNIST test images of digits 2, 4, 5, 7, by a shipped VAE's encoder.
+
+    Parameters
+    ----------
+    name : {"vae1", "vae2"}
+        Whose codes.
+    device : str or torch.device
+        Where to put them.
+
+    Returns
+    -------
+    Codes
+        ``.z`` (n, d), ``.std`` (n, d), ``.label`` (n,), ``.index`` (n,).
+
+    Raises
+    ------
+    ValueError
+        If there is no such VAE.
+    lgi.artifacts.ArtifactError
+        If the file is missing or damaged.
+    """
+    if name not in VAES:
+        raise ValueError(f"there are no shipped codes of {name!r}; there are those of {', '.join(VAES)}")
+    return restore_codes(_shipped(name), device)
+
+
+def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"] = "rbf", fused: bool = True) -> VAE:
+    """VAE of a recorded training (:func:`lgi.training.train_or_load`), on the CPU, in eval mode.
+
+    Parameters
+    ----------
+    artifact : lgi.artifacts.Artifact
+        The record.
+    std : {"rbf", "constant"}
+        Variance model of the decoder.
+    fused : bool
+        Whether norms are folded and parameters frozen (:func:`lgi.models.fuse`), which geometry wants.
+
+    Returns
+    -------
+    VAE
+        The model.
+    """
+    if std not in ("rbf", "constant"):
+        raise ValueError(f'std must be "rbf" or "constant", got {std!r}')
+    architecture = dict(artifact.settings["architecture"])
+    vae = VAE(Architecture(**architecture | {"channels": tuple(architecture["channels"])}))
+    state = {k.removeprefix("model."): v for k, v in artifact.tensors.items() if k.startswith("model.")}
+    rbf = {k: state[f"decoder.std_net.{k}"] for k in ("centres", "bandwidths", "weight")}
+    floor = float(state["decoder.std_net.floor"])
+    vae.decoder.std_net = RBFPrecision(**rbf, floor=floor, data_shape=vae.decoder.data_shape)
+    vae.load_state_dict(state)
+    if std == "constant":
+        vae.decoder.std_net = ConstantStd(vae.decoder.data_shape, artifact.record["history"][-1]["std"])
+    return fuse(vae) if fused else vae.eval()
+
+
+def restore_codes(artifact: artifacts.Artifact, device: str | torch.device = "cpu") -> Codes:
+    """Latent codes of a recorded training, on a device."""
+    fields = ("z", "std", "label", "index")
+    return Codes(**{key: artifact.tensors[f"codes.{key}"].to(pick_device(device)) for key in fields})
+
+
+def restore_logistic_regression(
+    artifact: artifacts.Artifact, *, output: ClassifierOutput = "probabilities"
+) -> LogisticRegression:
+    """Module of a recorded fit (:func:`lgi.training.fit_or_load_logistic_regression`), on the CPU."""
+    return LogisticRegression(**{key: artifact.tensors[key] for key in ("weight", "bias", "classes")}, output=output)
+
+
+def _shipped(name: str) -> artifacts.Artifact:
+    return artifacts.load(artifacts.data_folder() / "models" / name, name=name)

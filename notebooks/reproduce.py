@@ -1,0 +1,390 @@
+"""Execute the numbered notebooks in order with papermill, or renew their committed state.
+
+    python notebooks/reproduce.py                          the default run, the paper's: runs/default/, figures/
+    python notebooks/reproduce.py --params smoke           parameters of notebooks/params/NN_smoke.yaml: runs/smoke/
+    python notebooks/reproduce.py --only 01,02 --run mine -p seed 3
+    python notebooks/reproduce.py commit [--only 01]       format, execute by default, clean, write back to notebooks/
+
+Exit status: 0 all ran; 1 a notebook failed; 2 refused before anything ran; 130 interrupted. A notebook whose metadata
+says ``{"lgi": {"reproduce": false}}`` (an interactive one) is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import nbformat
+import papermill
+import yaml
+import zmq
+from jupyter_client import KernelManager
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from papermill.exceptions import PapermillExecutionError, strip_color
+from tqdm import tqdm
+from traitlets.config import Config
+
+from lgi import artifacts
+
+DEFAULT_RUN = "default"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "list": (list,), "dict": (dict,),
+}  # fmt: skip
+
+
+class Refusal(Exception):  # noqa: N818 (it is the answer to a request, not an error of the program)
+    """What was asked for cannot be run; nothing has been executed."""
+
+
+# --- what to run -----------------------------------------------------------------------------------------------------
+
+
+def numbered_notebooks(folder: Path, only: str | None = None) -> list[Path]:
+    """Paths of the numbered notebooks in order, without those that opt out; `only`: numbers, comma-separated."""
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        if (other := paths.setdefault(path.name[:2], path)) is not path:
+            raise Refusal(f"{other.name} and {path.name} have the same number")
+    if only is not None:
+        numbers = [number.strip() for number in only.split(",")]
+        if unknown := [number for number in numbers if number not in paths]:
+            raise Refusal(f"no notebook with number {', '.join(unknown)} in {folder}: there are {', '.join(paths)}")
+        return [path for number, path in paths.items() if number in numbers]
+    runs = [path for path in paths.values() if nbformat.read(path, 4).metadata.get("lgi", {}).get("reproduce", True)]
+    if not runs:
+        raise Refusal(f"no numbered notebook (NN_name.ipynb) in {folder}")
+    return runs
+
+
+def conforms(value: Any, annotation: str) -> bool:
+    """Whether a value fits an annotation such as ``float`` or ``list[int]``; one that is not in TYPES allows all."""
+    kind, _, element = annotation.partition("[")
+    if kind not in TYPES:
+        return True
+    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
+        return False
+    return kind != "list" or not element or all(conforms(item, element.removesuffix("]")) for item in value)
+
+
+def checked(where: str, parameter: Mapping[str, str], value: Any) -> Any:
+    """Return the value, or refuse it where it does not fit what the parameters cell declares."""
+    annotation = parameter["inferred_type_name"]
+    if conforms(value, annotation) or (value is None and parameter["default"] == "None"):
+        return value
+    hint = ": YAML reads 1e-3 as text, write 1.0e-3" if annotation == "float" and isinstance(value, str) else ""
+    raise Refusal(f"{where}: {parameter['name']} is declared {annotation}, got {value!r}, {type(value).__name__}{hint}")
+
+
+def from_text(text: str, annotation: str) -> Any:
+    """Value of a command-line text for a parameter of that type."""
+    if annotation == "str":
+        return text
+    if annotation == "float":
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return yaml.safe_load("null" if text == "None" else text)
+
+
+def plan(
+    notebooks: Sequence[Path], variant: str | None, overrides: Mapping[str, str], run: str
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Pair each notebook with its parameters, names and types checked against its parameters cell.
+
+    Values from the variant's YAML come first and the command line's after them; a command-line name goes to every
+    notebook that declares it. `run` is passed where it is declared with another default.
+    """
+    jobs = []
+    unused = set(overrides)
+    for path in notebooks:
+        declared = papermill.inspect_notebook(path)
+        parameters: dict[str, Any] = {}
+        if variant is not None:
+            file = path.parent / "params" / f"{path.name[:2]}_{variant}.yaml"
+            if not file.is_file():
+                known = sorted({other.stem.split("_", 1)[1] for other in file.parent.glob("[0-9][0-9]_*.yaml")})
+                raise Refusal(f"{file} does not exist, which {path.name} needs; known variants: {', '.join(known)}")
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            if not isinstance(values, dict):
+                raise Refusal(f"{file}: expected lines 'name: value', got {values!r}")
+            refuse_unknown(str(file), set(values), declared, path)
+            parameters |= {name: checked(str(file), declared[name], value) for name, value in values.items()}
+        for name in overrides.keys() & declared.keys():
+            value = from_text(overrides[name], declared[name]["inferred_type_name"])
+            parameters[name] = checked(f"-p for {path.name}", declared[name], value)
+            unused.discard(name)
+        if "run" in parameters:
+            raise Refusal("the run is named by --run, not by a parameter")
+        if "run" in declared and ast.literal_eval(declared["run"]["default"]) != run:
+            parameters["run"] = run
+        jobs.append((path, parameters))
+    if unused:
+        refuse_unknown("-p", unused, {}, *notebooks)
+    return jobs
+
+
+def refuse_unknown(where: str, names: set[str], declared: Mapping[str, Any], *notebooks: Path) -> None:
+    """Refuse names that are not declared."""
+    if unknown := sorted(names - declared.keys()):
+        known = sorted({name for path in notebooks for name in papermill.inspect_notebook(path)})
+        raise Refusal(f"{where}: unknown parameter {', '.join(unknown)}; known are {', '.join(known) or 'none'}")
+
+
+def check_kernel() -> None:
+    """Refuse a kernel ``python3`` of another environment: the notebooks would import another `lgi`, or none."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    try:
+        spec = KernelSpecManager().get_kernel_spec(KERNEL["name"])
+    except NoSuchKernel as error:
+        raise Refusal(f"no Jupyter kernel {KERNEL['name']}: install ipykernel into {sys.prefix}") from error
+    program = spec.argv[0]
+    # jupyter_client starts sys.executable for these names.
+    if program in {"python", "python3", f"python3.{sys.version_info.minor}"}:
+        return
+    code = "import sys; print(sys.prefix)"
+    answer = subprocess.run([program, "-c", code], capture_output=True, text=True, check=False)
+    if answer.stdout.strip() != sys.prefix:
+        raise Refusal(
+            f"the Jupyter kernel {KERNEL['name']} ({spec.resource_dir}) starts {program}, which is not the Python of "
+            f"{sys.prefix}. Remove that kernel (jupyter kernelspec remove {KERNEL['name']}) or unset JUPYTER_PATH"
+        )
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the operating system lets go of it however the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise Refusal(f"another process is writing into {folder}: wait for it, or name this run with --run") from None
+
+
+def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
+    """Execute one notebook into `folder`; raises what papermill raises."""
+    # Recent kernels warn, in each run's output, of a connection without encryption.
+    can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
+    executed = papermill.execute_notebook(
+        path,
+        folder / path.name,
+        parameters,
+        kernel_name=KERNEL["name"],
+        progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
+        coalesce_streams=True,
+        config=Config(KernelManager={"transport_encryption": "auto"} if can_encrypt else {}),
+    )
+    for index, cell in enumerate(executed.cells):
+        for output in cell.get("outputs", []):
+            # Papermill takes SystemExit(0) for success and leaves out the cells after it.
+            if output.output_type == "error":
+                count, trace = cell.execution_count, output.traceback
+                raise PapermillExecutionError(index, count, cell.source, output.ename, output.evalue, trace)
+
+
+def describe_failure(path: Path, output: Path, error: Exception) -> str:
+    """Notebook, cell, source and traceback of a failure, without colour codes."""
+    if isinstance(error, PapermillExecutionError):
+        index, source, trace = error.cell_index, error.source, "\n".join(error.traceback)
+    else:
+        # The kernel died or did not start: the cell is the last one that was begun.
+        cells = nbformat.read(output, 4).cells if output.exists() else []
+        begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+        index, source = (begun[-1], cells[begun[-1]].source) if begun else (None, "")
+        trace = f"{type(error).__name__}: {error}"
+    original = nbformat.read(path, 4)
+    where = "before its first cell"
+    if index is not None:
+        # The number that the reader counts to in the notebook itself, which has no cell of injected parameters.
+        places = [i for i in (index, index - 1) if 0 <= i < len(original.cells) and original.cells[i].source == source]
+        where = f"in cell {places[0] + 1} of {len(original.cells)}" if places else "in the injected parameters"
+    return "\n".join(
+        ["=" * 100, f"FAILED: {path.name} {where}", "-" * 100, source, "-" * 100, strip_color(trace).strip(), "=" * 100]
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_series(jobs: Sequence[tuple[Path, dict[str, Any]]], folder: Path, about: Mapping[str, Any]) -> bool:
+    """Execute the jobs into `folder` up to the first failure; write ``summary.json`` and print the table.
+
+    Returns
+    -------
+    bool
+        Whether all of them ran.
+    """
+    results = {path: folder / "results" / f"{path.stem}.json" for path, _ in jobs}
+    # What an earlier run left must not be read as this one's.
+    for stale in (folder / "summary.json", *results.values(), *(folder / path.name for path, _ in jobs)):
+        stale.unlink(missing_ok=True)
+    records: list[dict[str, Any]] = [
+        {"notebook": path.stem, "status": "skipped", "seconds": None, "headline": None, "parameters": parameters}
+        for path, parameters in jobs
+    ]
+    failure = ""
+    try:
+        for record, (path, parameters) in zip(records, tqdm(jobs, desc="notebooks", disable=None), strict=True):
+            start = time.perf_counter()
+            record["status"] = "interrupted"
+            try:
+                execute(path, parameters, folder)
+                record["status"] = "ok"
+                if results[path].is_file():
+                    record["headline"] = artifacts.read_results(path.stem, folder.name).get("headline")
+            except Exception as error:
+                record["status"] = "failed"
+                failure = describe_failure(path, folder / path.name, error)
+                record["error"] = failure
+            finally:
+                record["seconds"] = round(time.perf_counter() - start, 1)
+            tqdm.write(f"{path.stem}: {record['status']}, {record['seconds']} s")
+            if failure:
+                break
+    finally:
+        ok = all(record["status"] == "ok" for record in records)
+        summary = {**about, "ok": ok, "notebooks": records}
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        print(f"\n{table(records)}\n\nwritten to {folder}")
+    if failure:
+        print(f"\n{failure}", file=sys.stderr)
+        if skipped := [record["notebook"] for record in records if record["status"] == "skipped"]:
+            print(f"Not run because of it: {', '.join(skipped)}", file=sys.stderr)
+    return ok
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Notebook, seconds, ok, headline: one line each."""
+    words = {"ok": "yes", "failed": "NO", "skipped": "not run", "interrupted": "stopped"}
+    rows = [("notebook", "seconds", "ok", "headline")]
+    for record in records:
+        seconds = "" if record["seconds"] is None else f"{record['seconds']:.1f}"
+        rows.append((record["notebook"], seconds, words[record["status"]], str(record["headline"] or "-")))
+    name, second, ok = (max(len(row[i]) for row in rows) for i in range(3))
+    return "\n".join(f"{row[0]:<{name}}  {row[1]:>{second}}  {row[2]:<{ok}}  {row[3]}" for row in rows)
+
+
+def publish_figures(source: Path, target: Path) -> None:
+    """Copy the figures of a complete default run to where they are committed."""
+    for path in sorted(source.glob("[!.]*")):
+        target.mkdir(exist_ok=True)
+        temporary = target / f".{path.name}.{os.getpid()}"
+        shutil.copyfile(path, temporary)
+        temporary.replace(target / path.name)
+
+
+# --- the committed state ---------------------------------------------------------------------------------------------
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take off an executed notebook what differs from run to run; outputs, counts and ids stay."""
+    own = {name: value for name, value in notebook.metadata.items() if name == "lgi"}
+    language = {"name": "python", **notebook.metadata.get("language_info", {})}
+    language.pop("version", None)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": language, **own})
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict({"tags": tags} if (tags := cell.metadata.get("tags")) else {})
+    nbformat.validate(notebook)
+    return notebook
+
+
+def tidy_sources(notebooks: Sequence[Path]) -> None:
+    """Format the notebooks by ruff and refuse those that its rules refuse."""
+    for command in (["format", "--quiet"], ["check", "--quiet"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, *map(str, notebooks)], check=False)
+        if done.returncode:
+            raise Refusal(f"ruff {command[0]} refuses the notebooks (above); nothing was executed")
+
+
+def write_back(notebooks: Mapping[Path, bytes], folder: Path) -> None:
+    """Replace each notebook by its cleaned executed copy, unless it was edited since `notebooks` were read."""
+    if edited := [path.name for path, content in notebooks.items() if path.read_bytes() != content]:
+        raise Refusal(f"{', '.join(edited)} was edited while it ran; nothing was written, run again")
+    for path in notebooks:
+        write_atomically(path, nbformat.writes(clean(nbformat.read(folder / path.name, 4))) + "\n")
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; see the module's docstring."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", nargs="?", choices=("run", "commit"), default="run")
+    parser.add_argument("--params", metavar="VARIANT", help="parameters from params/NN_VARIANT.yaml")
+    parser.add_argument("--run", metavar="NAME", help="folder under runs/; default: VARIANT, 'custom' with -p")
+    parser.add_argument("--only", metavar="01,02", help="numbers of the notebooks to run")
+    parser.add_argument("--notebooks", metavar="FOLDER", type=Path, default=Path(__file__).parent)
+    parser.add_argument(
+        "-p", dest="overrides", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter"
+    )
+    args = parser.parse_args(argv)
+    args.overrides = dict(args.overrides)
+    plain = args.params is None and not args.overrides
+    args.run = args.run or args.params or (DEFAULT_RUN if plain else "custom")
+    if not re.fullmatch(r"\w[\w .,=+-]*", args.run):
+        parser.error(f"expected a run name of letters, digits and any of ' .,=+-_', got {args.run!r}")
+    if args.run == DEFAULT_RUN and not plain:
+        parser.error(f"the run {DEFAULT_RUN!r} is that of the default parameters: give this one another name")
+    if args.action == "commit" and args.run != DEFAULT_RUN:
+        parser.error("what is committed is the default run: commit takes no --params, --run or -p")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    args = arguments(argv)
+    try:
+        check_kernel()
+        notebooks = numbered_notebooks(args.notebooks.resolve(), args.only)
+        folder = artifacts.runs_folder().resolve() / args.run
+        with sole_writer(folder):
+            if args.action == "commit":
+                tidy_sources(notebooks)
+            contents = {path: path.read_bytes() for path in notebooks}
+            jobs = plan(notebooks, args.params, args.overrides, args.run)
+            full = args.run == DEFAULT_RUN and args.only is None
+            if full:
+                shutil.rmtree(folder / "figures", ignore_errors=True)
+            ok = run_series(jobs, folder, {"run": args.run, "params": args.params})
+            if ok and args.action == "commit":
+                write_back(contents, folder)
+            if ok and full:
+                publish_figures(folder / "figures", args.notebooks.resolve().parent / "figures")
+    except Refusal as refusal:
+        print(f"reproduce: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nreproduce: interrupted", file=sys.stderr)
+        return 130
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

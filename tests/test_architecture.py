@@ -1,0 +1,160 @@
+"""The package's structure: who imports whom, what importing costs, what is exported, what is installed."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import lgi
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Design section 2: an import goes only to a lower rank.
+RANKS = {
+    "artifacts": 0,
+    "spline": 1,
+    "metric": 1,
+    "models": 1,
+    "features": 1,
+    "geodesic": 2,
+    "datasets": 2,
+    "zoo": 2,
+    "improvement": 3,
+    "training": 3,
+    "plots": 4,
+}
+
+# Design section 3, by the module that defines them. A name is required as soon as its module exists.
+CONTRACT = {
+    "metric": ["PullbackMetric", "curve_length", "curve_energy"],
+    "spline": ["CubicBSpline"],
+    "zoo": ["load_model", "load_codes"],
+    "geodesic": ["shorten", "SolverSettings"],
+    "improvement": ["worst_case_improvement", "invert", "compare_models"],
+}
+
+HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}
+
+
+def imported_modules(source):
+    """Names of the modules of lgi that a source imports, anywhere in it; '' stands for the package itself."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            found |= {name.partition(".")[2].partition(".")[0] for name in names if name.partition(".")[0] == "lgi"}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.add("a relative import")
+        elif isinstance(node, ast.ImportFrom) and node.module == "lgi":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("lgi."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def forbidden_imports(module, source):
+    """Imports of `module` that do not go to a lower rank; plots may import nothing."""
+    limit = 0 if module == "plots" else RANKS[module]
+    return sorted(name for name in imported_modules(source) if RANKS.get(name, 99) >= limit)
+
+
+MODULES = sorted(path.stem for path in (ROOT / "lgi").glob("*.py") if path.stem != "__init__")
+
+
+def test_every_module_has_a_rank():
+    assert set(MODULES) <= set(RANKS)
+    assert not [path for path in (ROOT / "lgi").iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_to_lower_ranks(module):
+    assert forbidden_imports(module, (ROOT / "lgi" / f"{module}.py").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("metric", "from lgi import spline", ["spline"]),
+        ("metric", "from lgi import artifacts, geodesic as g", ["geodesic"]),
+        ("metric", "def f():\n    import lgi.zoo", ["zoo"]),
+        ("zoo", "from lgi.training import fit", ["training"]),
+        ("zoo", "from lgi import PullbackMetric", ["PullbackMetric"]),
+        ("zoo", "import lgi", [""]),
+        ("zoo", "from . import models", ["a relative import"]),
+        ("plots", "from lgi import artifacts", ["artifacts"]),
+        ("zoo", "from lgi import artifacts, models\nimport torch\nfrom lgi.metric import PullbackMetric", []),
+    ],
+)
+def test_a_forbidden_import_is_found(module, source, found):
+    assert forbidden_imports(module, source) == found
+
+
+IMPORT = """\
+import sys
+def no_network(event, arguments):
+    assert not event.startswith(("socket.connect", "socket.getaddrinfo", "socket.bind")), event
+sys.addaudithook(no_network)
+import lgi
+print(*sorted({name.partition(".")[0] for name in sys.modules}))"""
+
+
+def test_import_is_light_and_opens_no_connection(tmp_path):
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_contract_is_exported():
+    expected = {name for module, names in CONTRACT.items() if module in MODULES for name in names}
+    assert expected <= set(lgi.__all__)
+    for name in lgi.__all__:
+        assert getattr(lgi, name).__doc__, name
+
+
+# --- what is installed -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_conda_environment_installs_the_same(project):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (nested,) = [entry for entry in environment["dependencies"] if isinstance(entry, dict)]
+    python = [Requirement(entry) for entry in plain if Requirement(entry).name == "python"]
+    assert [str(requirement.specifier) for requirement in python] == [project["requires-python"]]
+    assert sorted(Requirement(entry).name for entry in plain) == ["pip", "python"]
+    # The lock holds the same versions for both ways of installing; anything else would be a second list to keep.
+    assert nested == {"pip": ["--constraint requirements.lock", "--editable .[dev]"]}
+
+
+def test_lock_pins_every_direct_dependency(project):
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;,*]+( ?; .+)?", line)] == []
+    locked = {}
+    for line in lines:
+        requirement = Requirement(line)
+        (pin,) = requirement.specifier
+        locked.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
+    extras = project["optional-dependencies"]
+    direct = [Requirement(entry) for entry in project["dependencies"] + extras["notebooks"] + extras["dev"]]
+    for requirement in direct:
+        if requirement.name == project["name"]:
+            continue
+        versions = locked.get(canonicalize_name(requirement.name), [])
+        assert versions, f"{requirement.name} is not locked"
+        assert all(requirement.specifier.contains(version) for version in versions), f"{requirement} against {versions}"

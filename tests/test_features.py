@@ -1,0 +1,378 @@
+"""Feature maps: logistic regression against closed forms and scikit-learn, VGG-19 against torchvision's own."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+
+from lgi import artifacts, features
+from lgi.features import LogisticRegression, VGG19Features
+
+float64 = torch.float64
+first_jvp_of_the_process = pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """400 real 8 x 8 digits (2, 4, 5, 7) in [0, 1], as images (n, 1, 8, 8), and their labels."""
+    data = load_digits()
+    keep = np.isin(data.target, [2, 4, 5, 7])
+    images = torch.from_numpy(data.images[keep][:400] / 16).unsqueeze(1)
+    return images, torch.from_numpy(data.target[keep][:400])
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    return LogisticRegression.fit_images(*digits)
+
+
+class TestLogisticRegression:
+    def test_two_classes_by_hand(self):
+        weight, bias = torch.tensor([[0.0], [2.0]], dtype=float64), torch.tensor([0.0, -1.0], dtype=float64)
+        x = torch.tensor([[0.5], [3.0]], dtype=float64)
+        p = 1 / (1 + torch.exp(-(2 * x - 1)))
+        expected = torch.cat([1 - p, p], dim=1)
+        classes = torch.tensor([4, 7])
+        model = LogisticRegression(weight, bias, classes)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-15)
+        model = LogisticRegression(weight, bias, classes, output="log_probabilities")
+        torch.testing.assert_close(model(x), expected.log(), rtol=1e-14, atol=1e-15)
+        model = LogisticRegression(weight, bias, classes, output="logits")
+        torch.testing.assert_close(model(x), torch.tensor([[0.0, 0.0], [0.0, 5.0]], dtype=float64))
+        assert LogisticRegression(weight, bias, classes).predict(x[1:]).tolist() == [7]
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(float64, 1e-10), (torch.float32, 1e-6)])
+    def test_equals_sklearn(self, digits, dtype, tolerance):
+        images, labels = digits
+        model = LogisticRegression.fit_images(images.to(dtype), labels)
+        oracle = SklearnLogisticRegression(max_iter=1000).fit(images.flatten(1).numpy(), labels.numpy())
+        probabilities = model(images.to(dtype))
+        assert probabilities.dtype == dtype
+        assert np.abs(probabilities.numpy() - oracle.predict_proba(images.flatten(1).numpy())).max() < tolerance
+        assert np.array_equal(model.predict(images.to(dtype)).numpy(), oracle.predict(images.flatten(1).numpy()))
+        assert model.accuracy(images.to(dtype), labels) == pytest.approx(
+            oracle.score(images.flatten(1).numpy(), labels.numpy()), abs=1e-15
+        )
+
+    def test_two_classes_equal_sklearn(self, digits):
+        images, labels = digits[0], (digits[1] > 4).long()
+        oracle = SklearnLogisticRegression(max_iter=1000).fit(images.flatten(1).numpy(), labels.numpy())
+        model = LogisticRegression.from_sklearn(oracle, dtype=float64)
+        expected = torch.from_numpy(oracle.predict_proba(images.flatten(1).numpy()))
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
+
+    def test_penalty_shrinks_the_weights(self, digits, fitted):
+        strong = LogisticRegression.fit_images(*digits, C=1e-3)
+        assert strong.weight.norm() < 0.2 * fitted.weight.norm()
+
+    def test_accuracy_counts(self, digits, fitted):
+        images, _ = digits
+        right = fitted.predict(images[:4])
+        wrong = right.clone()
+        wrong[0] = 99
+        assert fitted.accuracy(images[:4], right) == 1.0
+        assert fitted.accuracy(images[:4], wrong) == 0.75
+
+    def test_state_dict_round_trip(self, digits, fitted):
+        images, _ = digits
+        n_classes, n_features = fitted.weight.shape
+        blank = LogisticRegression(
+            torch.zeros(n_classes, n_features, dtype=float64),
+            torch.zeros(n_classes, dtype=float64),
+            torch.zeros(n_classes, dtype=torch.int64),
+        )
+        assert not torch.equal(blank(images), fitted(images))
+        blank.load_state_dict(fitted.state_dict())
+        assert torch.equal(blank(images), fitted(images))
+        assert torch.equal(blank.predict(images), fitted.predict(images))
+        assert set(fitted.state_dict()) == {"weight", "bias", "classes"}
+
+    def test_frozen_and_independent_of_the_callers_tensors(self):
+        weight, bias = torch.ones(3, 2, requires_grad=True), torch.zeros(3)
+        model = LogisticRegression(weight, bias, torch.arange(3))
+        with torch.no_grad():
+            weight.mul_(5)
+            bias.add_(1)
+        assert model.weight.max() == 1
+        assert model.bias.max() == 0
+        assert not any(tensor.requires_grad for tensor in model.state_dict(keep_vars=True).values())
+        assert not model.training
+
+    @settings(max_examples=25, deadline=None)
+    @given(shift=st.floats(-50, 50), seed=st.integers(0, 2**31))
+    def test_probabilities_are_shift_invariant_and_consistent(self, shift, seed):
+        generator = torch.Generator().manual_seed(seed)
+        weight, bias = torch.randn(4, 6, generator=generator, dtype=float64), torch.zeros(4, dtype=float64)
+        x = torch.randn(5, 2, 3, generator=generator, dtype=float64)
+        outputs = {
+            output: LogisticRegression(weight, bias + shift, torch.arange(4), output=output)(x)
+            for output in ("logits", "log_probabilities", "probabilities")
+        }
+        reference = LogisticRegression(weight, bias, torch.arange(4))(x)
+        torch.testing.assert_close(outputs["probabilities"], reference, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(outputs["log_probabilities"].exp(), reference, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(outputs["logits"].softmax(-1), reference, rtol=1e-11, atol=1e-13)
+        assert torch.allclose(outputs["probabilities"].sum(-1), torch.ones(5, dtype=float64), atol=1e-14)
+
+    @first_jvp_of_the_process
+    def test_jvp_is_the_jacobian_of_the_softmax(self, digits, fitted):
+        # d softmax = (diag(p) - p p^T) W dx
+        images = digits[0][:3]
+        tangent = torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=float64)
+        p, dp = torch.func.jvp(fitted, (images,), (tangent,))
+        step = tangent.flatten(1) @ fitted.weight.T
+        torch.testing.assert_close(dp, p * step - p * (p * step).sum(-1, keepdim=True), rtol=1e-11, atol=1e-14)
+
+    def test_bad_input(self, digits, fitted):
+        weight, bias, classes = torch.zeros(3, 4), torch.zeros(3), torch.arange(3)
+        with pytest.raises(ValueError, match="expected output to be one of"):
+            LogisticRegression(weight, bias, classes, output="softmax")
+        with pytest.raises(ValueError, match=r"\(3, 4\), \(2,\) and \(3,\)"):
+            LogisticRegression(weight, bias[:2], classes)
+        with pytest.raises(ValueError, match="at least two"):
+            LogisticRegression(weight[:1], bias[:1], classes[:1])
+        with pytest.raises(ValueError, match=r"64 entries each, got \(2, 9\)"):
+            fitted(torch.zeros(2, 9, dtype=float64))
+        with pytest.raises(ValueError, match=r"64 entries each, got \(64,\)"):
+            fitted(torch.zeros(64, dtype=float64))
+        with pytest.raises(ValueError, match=r"dtype torch.float64, .* got torch.float32"):
+            fitted(torch.zeros(2, 64))
+        with pytest.raises(ValueError, match="one integer label for each of the 400 images"):
+            LogisticRegression.fit_images(digits[0], digits[1][:-1])
+        with pytest.raises(ValueError, match="integer label"):
+            LogisticRegression.fit_images(digits[0], digits[1].double())
+        with pytest.raises(ValueError, match=r"expected labels of shape \(400,\)"):
+            fitted.accuracy(digits[0], digits[1][:1])
+
+    def test_no_images_in_no_features_out(self, fitted):
+        assert fitted(torch.zeros(0, 1, 8, 8, dtype=float64)).shape == (0, 4)
+
+
+def torchvision_features(layer_index, state):
+    """Torchvision's own first layers, with their in-place ReLUs, and the weights of `state`."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    reference = make_layers(cfgs["E"])[: layer_index + 1]
+    reference.load_state_dict({name.removeprefix("features."): state[name] for name in state})
+    return reference.eval().requires_grad_(False)
+
+
+def normalised_rgb(images):
+    """What torchvision's preset does to RGB images in [0, 1]."""
+    from torchvision.transforms.functional import normalize
+
+    return normalize(images.expand(-1, 3, -1, -1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def grey(n=2, size=28, dtype=torch.float32):
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+class TestVGG19Features:
+    # Indices from torchvision's documentation of vgg19().features.
+    @pytest.mark.parametrize(
+        ("layer", "index", "shape"),
+        [
+            ("conv1_1", 0, (64, 28, 28)),
+            ("relu1_2", 3, (64, 28, 28)),
+            ("pool1", 4, (64, 14, 14)),
+            ("conv2_2", 7, (128, 14, 14)),
+            ("relu3_4", 17, (256, 7, 7)),
+            ("pool3", 18, (256, 3, 3)),
+            ("relu4_1", 20, (512, 3, 3)),
+        ],
+    )
+    def test_layer_is_torchvisions(self, layer, index, shape):
+        model = VGG19Features(layer, weights=None)
+        assert len(model.features) == index + 1
+        expected = torchvision_features(index, model.state_dict())(normalised_rgb(grey()))
+        torch.testing.assert_close(model(grey()), expected)
+        assert model(grey()).shape[1:] == shape
+
+    def test_every_layer_has_its_place(self):
+        from torchvision.models.vgg import cfgs, make_layers
+
+        kinds = {"conv": "Conv2d", "relu": "ReLU", "pool": "MaxPool2d"}
+        with torch.device("meta"):
+            modules = make_layers(cfgs["E"])
+        assert [kinds[name[:4]] for name in features._vgg19_layers()] == [type(module).__name__ for module in modules]
+        assert features._vgg19_layers()[-2:] == ["relu5_4", "pool5"]
+
+    @pytest.mark.needs_vgg
+    def test_real_weights_equal_torchvision_in_float64(self):
+        from safetensors.torch import load_file
+
+        path = features._imagenet_file(download=False)
+        images = grey(dtype=float64)
+        model = VGG19Features().double()
+        names = set(model.state_dict())
+        reference = torchvision_features(17, {name: value for name, value in load_file(path).items() if name in names})
+        expected = reference.double()(normalised_rgb(images))
+        torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+        single = VGG19Features()(images.float())
+        torch.testing.assert_close(single, expected.float(), rtol=0, atol=1e-4 * expected.max().item())
+        # Trained filters are not random ones: the first layer answers to an edge more than to a constant image.
+        flat, edge = torch.full((1, 1, 28, 28), 0.5), torch.full((1, 1, 28, 28), 0.5)
+        edge[..., 14:] = 1.0
+        first = VGG19Features("conv1_1")
+        assert first(edge)[..., 5:-5, 13:15].std() > 2 * first(flat)[..., 5:-5, 13:15].std(dim=(2, 3)).max()
+
+    @pytest.mark.needs_vgg
+    def test_layer_that_the_file_lacks(self):
+        from safetensors import safe_open
+
+        path = features._imagenet_file(download=False)
+        with safe_open(path, "pt") as file:
+            if "features.19.weight" in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                pytest.skip("the file has every layer")
+        with pytest.raises(ValueError, match=r"conv4_1 needs layers .* it has conv1_1, .*, conv3_4\. Ask"):
+            VGG19Features("conv4_1")
+        assert VGG19Features("pool3")(grey()).shape == (2, 256, 3, 3)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_value_range_and_channels(self, channels):
+        images = grey().expand(-1, channels, -1, -1)
+        unit = VGG19Features("relu1_2", weights=None)
+        signed = VGG19Features("relu1_2", weights=unit.state_dict(), value_range=(-1.0, 1.0))
+        torch.testing.assert_close(unit(grey()), unit(images))
+        torch.testing.assert_close(signed(2 * images - 1), unit(images), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(signed(images), unit(images), atol=1e-2)
+
+    def test_colour_is_not_thrown_away(self):
+        images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+        model = VGG19Features("conv1_1", weights=None)
+        assert not torch.allclose(model(images), model(images.flip(1)), atol=1e-2)
+
+    @first_jvp_of_the_process
+    def test_jvp_matches_finite_differences_and_reverse_mode(self):
+        # Between two kinks of the ReLUs and pools the map is affine: central differences are exact but for rounding.
+        model = VGG19Features("pool2", weights=None).double()
+        images = grey(1, 12, float64)
+        tangent = torch.randn(images.shape, generator=torch.Generator().manual_seed(3), dtype=float64)
+        before = images.clone()
+        value, derivative = torch.func.jvp(model, (images,), (tangent,))
+        step = 1e-7
+        difference = (model(images + step * tangent) - model(images - step * tangent)) / (2 * step)
+        torch.testing.assert_close(derivative, difference, rtol=1e-6, atol=1e-6)
+        assert torch.equal(images, before)
+        assert torch.equal(value, model(images))
+        cotangent = torch.randn(value.shape, generator=torch.Generator().manual_seed(4), dtype=float64)
+        (gradient,) = torch.func.vjp(model, images)[1](cotangent)
+        assert (cotangent * derivative).sum().item() == pytest.approx((gradient * tangent).sum().item(), rel=1e-10)
+
+    def test_frozen_eval_and_out_of_place(self):
+        model = VGG19Features("relu2_1", weights=None)
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not any(module.inplace for module in model.features if isinstance(module, torch.nn.ReLU))
+        assert set(model.state_dict()) == {f"features.{i}.{kind}" for i in (0, 2, 5) for kind in ("weight", "bias")}
+
+    def test_random_weights_have_their_own_seeded_stream(self):
+        torch.manual_seed(0)
+        expected = torch.rand(3)
+        torch.manual_seed(0)
+        first = VGG19Features("relu1_1", weights=None, seed=1)
+        assert torch.equal(torch.rand(3), expected)
+        assert torch.equal(first(grey()), VGG19Features("relu1_1", weights=None, seed=1)(grey()))
+        assert not torch.equal(first(grey()), VGG19Features("relu1_1", weights=None, seed=2)(grey()))
+        # He's initialisation with fan out: variance 2 / (64 * 9).
+        assert first.features[0].weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.1)
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_weights_from_file_and_mapping(self, tmp_path, suffix):
+        state = VGG19Features("conv2_1", weights=None, seed=5).state_dict()
+        path = tmp_path / f"weights{suffix}"
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        expected = VGG19Features("pool1", weights=state)(grey())
+        torch.testing.assert_close(VGG19Features("pool1", weights=path)(grey()), expected, rtol=0, atol=0)
+        torch.testing.assert_close(VGG19Features("pool1", weights=str(path))(grey()), expected, rtol=0, atol=0)
+        model = VGG19Features("pool1", weights=state)
+        model.features[0].weight.zero_()
+        assert state["features.0.weight"].abs().max() > 0
+        with pytest.raises(ValueError, match=r"conv2_2 needs layers .* it has conv1_1, conv1_2, conv2_1\. "):
+            VGG19Features("conv2_2", weights=path)
+
+    def test_imagenet_weights_are_found_through_the_raw_data_folders(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(artifacts, "raw_data_folders", lambda: [tmp_path / "none", tmp_path])
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+        with pytest.raises(FileNotFoundError, match=r"LGI_DATA .* or pass download=True"):
+            VGG19Features("conv1_1")
+        (tmp_path / "vgg19").mkdir()
+        state = VGG19Features("conv1_1", weights=None, seed=7).state_dict()
+        save_file(state, tmp_path / "vgg19" / "some.safetensors")
+        assert torch.equal(VGG19Features("conv1_1").features[0].weight, state["features.0.weight"])
+
+    def test_cached_download_is_used_without_asking(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(artifacts, "raw_data_folders", lambda: [tmp_path])
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        state = VGG19Features("conv1_1", weights=None, seed=8).state_dict()
+        cache = tmp_path / "hub" / "checkpoints"
+        cache.mkdir(parents=True)
+        torch.save(state, cache / "vgg19-dcbb9e9d.pth")
+        assert torch.equal(VGG19Features("conv1_1").features[0].weight, state["features.0.weight"])
+
+    def test_download_only_on_request(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(artifacts, "raw_data_folders", lambda: [tmp_path])
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        state = VGG19Features("conv1_1", weights=None, seed=9).state_dict()
+        cache = tmp_path / "hub" / "checkpoints"
+
+        def fetch(url, **_):
+            cache.mkdir(parents=True)
+            torch.save(state, cache / url.rsplit("/", 1)[1])
+
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+        with pytest.raises(FileNotFoundError):
+            VGG19Features("conv1_1")
+        assert torch.equal(
+            VGG19Features("conv1_1", download=True).features[0].weight,
+            state["features.0.weight"],
+        )
+
+    def test_bad_weights(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+            VGG19Features("conv1_1", weights=tmp_path / "nowhere.safetensors")
+        for name in ("broken.safetensors", "broken.pth"):
+            (tmp_path / name).write_bytes(b"not weights")
+            with pytest.raises(ValueError, match=f"{name} is not a readable state dict"):
+                VGG19Features("conv1_1", weights=tmp_path / name)
+        torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+        with pytest.raises(ValueError, match=r"expected a state dict in .*tensor.pth, got Tensor"):
+            VGG19Features("conv1_1", weights=tmp_path / "tensor.pth")
+        state = VGG19Features("conv1_1", weights=None).state_dict()
+        with pytest.raises(ValueError, match=r"features.0.weight of shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"):
+            VGG19Features("conv1_1", weights=state | {"features.0.weight": torch.zeros(64, 1, 3, 3)})
+        with pytest.raises(ValueError, match="it has none"):
+            VGG19Features("conv1_1", weights={"weight": torch.zeros(1)})
+
+    def test_a_pickle_that_would_run_code_is_refused(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "proof"), "w"))
+
+        torch.save(Evil(), tmp_path / "evil.pth")
+        with pytest.raises(ValueError, match=r"evil\.pth is not a readable state dict"):
+            VGG19Features("conv1_1", weights=tmp_path / "evil.pth")
+        assert not (tmp_path / "proof").exists()
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"expected layer to be one of conv1_1, relu1_1, .* got 'relu3_5'"):
+            VGG19Features("relu3_5", weights=None)
+        with pytest.raises(ValueError, match="black < white"):
+            VGG19Features("conv1_1", weights=None, value_range=(1.0, 1.0))
+        model = VGG19Features("pool2", weights=None)
+        with pytest.raises(ValueError, match=r"got \(2, 2, 28, 28\)"):
+            model(torch.zeros(2, 2, 28, 28))
+        with pytest.raises(ValueError, match=r"got \(28, 28\)"):
+            model(torch.zeros(28, 28))
+        with pytest.raises(ValueError, match="at least 4 x 4 pixels for pool2"):
+            model(torch.zeros(1, 1, 3, 8))
+        with pytest.raises(ValueError, match=r"torch.float32, .* got torch.float64"):
+            model(torch.zeros(1, 1, 8, 8, dtype=float64))
+        assert model(torch.zeros(1, 1, 4, 4)).shape == (1, 128, 1, 1)

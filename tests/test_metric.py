@@ -1,0 +1,566 @@
+"""Pull-back metrics against closed forms, brute force and Monte Carlo (eqs 1-4, App. E)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from analytic import SURFACES, AffineDecoder, Surface, half_plane_metric, half_plane_tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import jacrev, jvp, vmap
+
+from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric
+
+D, K = 12, 5
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+class Decoder(nn.Module):
+    """Small smooth stochastic decoder with images (1, 4, 3) as output."""
+
+    def __init__(self, d: int = 2) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.mean = nn.Sequential(nn.Linear(d, 8), nn.Tanh(), nn.Linear(8, D), nn.Unflatten(1, (1, 4, 3)))
+            self.std = nn.Sequential(
+                nn.Linear(d, 8), nn.SiLU(), nn.Linear(8, D), nn.Softplus(), nn.Unflatten(1, (1, 4, 3))
+            )
+        self.double()
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(z), self.std(z)
+
+
+class Features(nn.Module):
+    """Curved feature map (1, 4, 3) -> (n_features,), so that a detached argument of its Jacobian shows."""
+
+    def __init__(self, n_features: int = K) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(D, n_features), nn.LogSoftmax(dim=-1))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def metrics() -> dict[str, PullbackMetric]:
+    decoder, features = Decoder(), Features()
+    return {
+        "eq1": PullbackMetric(decoder.mean),
+        "eq2": PullbackMetric(decoder),
+        "eq3": PullbackMetric(decoder.mean, features),
+        "eq4": PullbackMetric(decoder, features),
+        "eq4_many_features": PullbackMetric(decoder, Features(17)),
+        "eq4_probes": PullbackMetric(decoder, features, n_probes=3),
+    }
+
+
+EQUATIONS = tuple(metrics())
+
+
+@pytest.fixture(params=EQUATIONS)
+def metric(request: pytest.FixtureRequest) -> PullbackMetric:
+    return metrics()[request.param]
+
+
+def brute_force(metric: PullbackMetric, z: Tensor) -> Tensor:
+    """Eqs 1-4 (n, d, d) from full Jacobians in reverse mode, one point at a time: as the paper writes them."""
+
+    def single(z: Tensor) -> Tensor:
+        def output(part: int) -> Callable[[Tensor], Tensor]:
+            def call(z: Tensor) -> Tensor:
+                parts = metric.generator(z[None])
+                return (parts[part] if isinstance(parts, tuple) else parts)[0]
+
+            return call
+
+        d = len(z)
+        J_mu = jacrev(output(0))(z).reshape(-1, d)
+        stochastic = isinstance(metric.generator(z[None]), tuple)
+        J_sigma = jacrev(output(1))(z).reshape(-1, d) if stochastic else torch.zeros_like(J_mu)
+        M_F = torch.eye(len(J_mu), dtype=z.dtype)
+        if metric.feature_map is not None:
+            J_F = jacrev(lambda x: metric.feature_map(x[None])[0])(output(0)(z)).reshape(-1, len(J_mu))
+            M_F = J_F.T @ J_F
+        return J_mu.T @ M_F @ J_mu + J_sigma.T @ torch.diag(torch.diag(M_F)) @ J_sigma
+
+    return torch.stack([single(point) for point in z])
+
+
+# ---- closed forms ----
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda s: s.name)
+def test_closed_forms(surface: Surface) -> None:
+    metric, z, v = PullbackMetric(surface.embed), surface.sample(200), randn(200, 2, seed=1)
+    M = surface.tensor(z)
+    scale = M.abs().max()
+    assert (metric.tensor(z) - M).abs().max() <= 1e-10 * scale
+    assert (metric.squared_speed(z, v) - torch.einsum("ni,nij,nj->n", v, M, v)).abs().max() <= 1e-10 * scale
+    assert (metric.apply(z, v) - torch.einsum("nij,nj->ni", M, v)).abs().max() <= 1e-10 * scale
+    assert (metric.log_volume(z) - torch.linalg.det(M).log() / 2).abs().max() <= 1e-10
+    values = torch.linalg.eigvalsh(M)
+    assert (metric.log_condition(z) - (values[:, 1] / values[:, 0]).log10()).abs().max() <= 1e-10
+
+
+def test_affine_decoder_of_higher_latent_dimension() -> None:
+    decoder = AffineDecoder.random(d=5)
+    metric, z = PullbackMetric(decoder), randn(7, 5)
+    assert metric.latent_dim == 5
+    assert (metric.tensor(z) - decoder.tensor(z)).abs().max() <= 1e-12
+    assert (metric.squared_speed_and_gradient(z, z)[1]).abs().max() == 0
+
+
+# ---- eqs 1-4 ----
+
+
+@pytest.mark.parametrize("equation", EQUATIONS[:-1])
+def test_equals_brute_force(equation: str) -> None:
+    metric, z = metrics()[equation], randn(20, 2)
+    expected = brute_force(metric, z)
+    assert (metric.tensor(z) - expected).abs().max() <= 1e-8 * expected.abs().max()
+
+
+def test_equals_brute_force_to_rounding_for_all_methods(metric: PullbackMetric) -> None:
+    z, v = randn(20, 2), randn(20, 2, seed=1)
+    M = metric.tensor(z)
+    assert torch.equal(M, M.mT)
+    pulled = metric.pull(z, v)
+    assert (pulled.square().sum(-1) - torch.einsum("ni,nij,nj->n", v, M, v)).abs().max() <= 1e-13
+    assert (metric.speed(z, v) - torch.linalg.vector_norm(pulled, dim=-1)).abs().max() <= 1e-13
+    assert (metric.apply(z, v) - torch.einsum("nij,nj->ni", M, v)).abs().max() <= 1e-13
+    values, vectors = metric.eigh(z)
+    assert (values[:, 0] <= values[:, 1]).all()
+    assert (M @ vectors - vectors * values[:, None, :]).abs().max() <= 1e-13
+
+
+@pytest.mark.parametrize("equation", ["eq2", "eq4"])
+def test_expected_metric_is_the_mean_over_epsilon(equation: str) -> None:
+    """App. E: M = E[J^T J] of phi = mu + sigma * epsilon, the feature map's Jacobian at the mean."""
+    metric, z = metrics()[equation], randn(3, 2)
+    n = 20_000
+    epsilon = randn(n, 1, 4, 3, seed=2)
+    for point in z:
+        mean, std = (jacrev(lambda z, i=i: metric.generator(z[None])[i][0])(point) for i in (0, 1))
+        J_x = (mean + epsilon[..., None] * std).reshape(n, D, 2)
+        if metric.feature_map is not None:
+            x = metric.generator(point[None])[0][0].detach()
+            J_x = jacrev(lambda x: metric.feature_map(x[None])[0])(x).reshape(K, D) @ J_x
+        samples = (J_x.mT @ J_x).detach()
+        error = samples.std(0) / n**0.5
+        assert ((samples.mean(0) - metric.tensor(point)).abs() <= 3 * error).all()
+        # The test can tell eq. 4 from one without its second term.
+        without = PullbackMetric(metric.generator.mean, metric.feature_map).tensor(point)
+        assert ((samples.mean(0) - without).abs() > 3 * error).any()
+
+
+def test_diagonal_is_exact_by_rows_and_by_columns() -> None:
+    decoder, z = Decoder(), randn(2, 3, 2)
+    for n_features in (K, 17):
+        features = Features(n_features)
+        estimate = PullbackMetric(decoder, features).feature_diagonal(z)
+        mean = decoder(z.reshape(-1, 2))[0].detach()
+        J_F = torch.stack([jacrev(lambda x, f=features: f(x[None])[0])(x) for x in mean]).reshape(-1, n_features, D)
+        assert estimate.value.shape == (2, 3, D)
+        assert (estimate.value.reshape(-1, D) - J_F.square().sum(1)).abs().max() <= 1e-13
+        assert estimate.standard_error.abs().max() == 0
+
+
+def test_estimated_diagonal_is_unbiased_and_knows_its_error() -> None:
+    decoder, features, z = Decoder(), Features(), randn(2)
+    exact = PullbackMetric(decoder, features).feature_diagonal(z).value
+    estimates = [PullbackMetric(decoder, features, n_probes=50, seed=s).feature_diagonal(z) for s in range(100)]
+    values = torch.stack([e.value for e in estimates])
+    stated = torch.stack([e.standard_error for e in estimates]).square().mean(0).sqrt()
+    observed = values.std(0)
+    assert ((values.mean(0) - exact).abs() <= 4 * observed / 10).all()
+    # 100 repetitions know a standard deviation to about 7 %.
+    assert (stated / observed - 1).abs().max() <= 0.3
+    assert (observed <= 1.3 * exact * (2 / 50) ** 0.5).all()
+
+
+def test_estimated_diagonal_is_the_same_for_all_points() -> None:
+    metric, z = PullbackMetric(Decoder(), Features(), n_probes=2, chunk_size=3), randn(7, 2)
+    single = torch.stack([metric.tensor(point) for point in z])
+    assert (metric.tensor(z) - single).abs().max() <= 1e-13
+
+
+# ---- embedding, for the solver ----
+
+
+@pytest.mark.parametrize("equation", ["eq1", "eq2", "eq3"])
+def test_embedding_and_its_columns(equation: str) -> None:
+    metric, z = metrics()[equation], randn(3, 4, 2)
+    assert metric.has_embedding(z)
+    value, columns = metric.linearise(z)
+    assert value.shape == (*z.shape[:-1], columns.shape[-1])
+    assert torch.equal(metric.embed(z), value)
+    assert (columns @ columns.mT - metric.tensor(z)).abs().max() <= 1e-13
+    step = 1e-6 * torch.eye(2, dtype=torch.float64)
+    difference = (metric.embed(z[..., None, :] + step) - metric.embed(z[..., None, :] - step)) / 2e-6
+    assert (columns - difference).abs().max() <= 1e-8
+    e = torch.eye(2, dtype=torch.float64)
+    assert (metric.pull(z[..., None, :], e) - columns).abs().max() <= 1e-14
+
+
+def test_embedding_is_mean_then_std() -> None:
+    decoder, z = Decoder(), randn(3, 2)
+    mean, std = decoder(z)
+    assert torch.equal(PullbackMetric(decoder).embed(z), torch.cat([mean.flatten(1), std.flatten(1)], 1))
+
+
+def test_eq4_has_no_embedding() -> None:
+    metric, z = metrics()["eq4"], randn(3, 2)
+    assert not metric.has_embedding(z)
+    for method in (metric.embed, metric.linearise):
+        with pytest.raises(TypeError, match="no embedding"):
+            method(z)
+
+
+def test_output_smaller_than_latent_space_uses_reverse_mode() -> None:
+    generator = nn.Sequential(nn.Linear(6, 4), nn.Tanh()).double()
+    z = randn(5, 6)
+    with pytest.warns(UserWarning, match="latent dimension 6 >= output dimension 4"):
+        value, columns = PullbackMetric(generator).linearise(z)
+    J = vmap(jacrev(generator))(z)
+    assert columns.shape == (5, 6, 4)
+    assert (columns - J.mT).abs().max() <= 1e-14
+    assert torch.equal(value, generator(z))
+
+
+# ---- gradients ----
+
+
+def test_gradients_against_finite_differences(metric: PullbackMetric) -> None:
+    """Through J_F(mu(z)) as well: a detached argument there is the known trap."""
+    z, v, h = randn(6, 2), randn(6, 2, seed=1), 1e-5
+    value, z_gradient, v_gradient = metric.squared_speed_and_gradient(z, v)
+    assert torch.equal(value, metric.squared_speed(z, v))
+    for i, e in enumerate(h * torch.eye(2, dtype=torch.float64)):
+        along_z = (metric.squared_speed(z + e, v) - metric.squared_speed(z - e, v)) / (2 * h)
+        along_v = (metric.squared_speed(z, v + e) - metric.squared_speed(z, v - e)) / (2 * h)
+        assert (z_gradient[:, i] - along_z).abs().max() <= 1e-6 * z_gradient.abs().max()
+        assert (v_gradient[:, i] - along_v).abs().max() <= 1e-6 * v_gradient.abs().max()
+
+
+def test_a_detached_feature_jacobian_would_be_seen() -> None:
+    """The gradient through J_F is no small part here, so that the test above can fail."""
+    decoder, features, z, v = Decoder(), Features(), randn(6, 2), randn(6, 2, seed=1)
+    exact = PullbackMetric(decoder.mean, features).squared_speed_and_gradient(z, v)[1]
+    leaf = z.clone().requires_grad_()
+    mean, tangent = jvp(decoder.mean, (leaf,), (v,))
+    pushed = jvp(features, (mean.detach(),), (tangent,))[1]
+    (detached,) = torch.autograd.grad(pushed.square().sum(), leaf)
+    assert (exact - detached).abs().max() > 0.1 * exact.abs().max()
+
+
+def test_automatic_differentiation_agrees(metric: PullbackMetric) -> None:
+    z, v = randn(2, 3, 2), randn(2, 3, 2, seed=1)
+    _, z_gradient, v_gradient = metric.squared_speed_and_gradient(z, v)
+    leaves = z.clone().requires_grad_(), v.clone().requires_grad_()
+    gradients = torch.autograd.grad(metric.squared_speed(*leaves).sum(), leaves)
+    assert (gradients[0] - z_gradient).abs().max() <= 1e-13
+    assert (gradients[1] - v_gradient).abs().max() <= 1e-13
+    M = metric.tensor(leaves[0])
+    (through_tensor,) = torch.autograd.grad(torch.einsum("abi,abij,abj->", v, M, v), leaves[0])
+    assert (through_tensor - z_gradient).abs().max() <= 1e-12
+
+
+def test_second_derivatives_exist() -> None:
+    metric = metrics()["eq2"]
+    z, v = randn(2, 2).requires_grad_(), randn(2, 2, seed=1)
+    assert torch.autograd.gradgradcheck(lambda z: metric.squared_speed(z, v), (z,))
+
+
+def test_works_inside_function_transforms(metric: PullbackMetric) -> None:
+    """What Christoffel symbols need: derivatives of the tensor, forward over forward."""
+    z, v, h = randn(4, 2), randn(4, 2, seed=1), 1e-6
+    M, dM = jvp(metric.tensor, (z,), (v,))
+    assert torch.equal(M, metric.tensor(z))
+    difference = (metric.tensor(z + h * v) - metric.tensor(z - h * v)) / (2 * h)
+    assert (dM - difference).abs().max() <= 1e-7 * dM.abs().max()
+    gradient = torch.func.grad(lambda z: metric.squared_speed(z, v).sum())(z)
+    assert (gradient - metric.squared_speed_and_gradient(z, v)[1]).abs().max() <= 1e-13
+
+
+def test_speed_zero_has_gradient_zero(metric: PullbackMetric) -> None:
+    z = randn(3, 2).requires_grad_()
+    v = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    speed = metric.speed(z, v)
+    gradients = torch.autograd.grad(speed.sum(), (z, v))
+    assert torch.equal(speed, torch.zeros(3, dtype=torch.float64))
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
+
+
+def test_pixels_without_weight_have_finite_gradients() -> None:
+    """A logistic regression gives border pixels weight 0: the square root of the diagonal is not smooth there."""
+    features = Features()
+    with torch.no_grad():
+        features.layers[1].weight[:, :4] = 0
+    _, gradient, _ = PullbackMetric(Decoder(), features).squared_speed_and_gradient(randn(3, 2), randn(3, 2, seed=1))
+    assert gradient.isfinite().all()
+
+
+# ---- reverse mode where forward mode is not available ----
+
+
+def radial_basis(z: Tensor) -> Tensor:
+    """With torch.cdist, which has no forward derivative."""
+    centres = torch.tensor([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0], [0.0, -3.0]], dtype=z.dtype)
+    return torch.exp(-torch.cdist(z, centres))
+
+
+def test_operations_without_forward_derivative() -> None:
+    metric, z, v = PullbackMetric(radial_basis), randn(6, 2), randn(6, 2, seed=1)
+    expected = brute_force(metric, z)
+    assert (metric.tensor(z) - expected).abs().max() <= 1e-12
+    assert (metric.squared_speed(z, v) - torch.einsum("ni,nij,nj->n", v, expected, v)).abs().max() <= 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_scripted_modules() -> None:
+    """Their second forward derivative is silently zero."""
+    decoder = Decoder().mean
+    metric, z = PullbackMetric(torch.jit.trace(decoder, randn(3, 2))), randn(6, 2)
+    expected = PullbackMetric(decoder).tensor(z)
+    for _ in range(3):
+        assert (metric.tensor(z) - expected).abs().max() <= 1e-12
+
+
+def test_reverse_mode_agrees_with_forward_mode(metric: PullbackMetric) -> None:
+    z, v = randn(6, 2), randn(6, 2, seed=1)
+    forward = metric.tensor(z), metric.pull(z, v), *metric.squared_speed_and_gradient(z, v)
+    assert metric._layout is not None
+    assert metric._layout.forward
+    metric._layout = replace(metric._layout, forward=False)
+    reverse = metric.tensor(z), metric.pull(z, v), *metric.squared_speed_and_gradient(z, v)
+    for a, b in zip(forward, reverse, strict=True):
+        assert (a - b).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.ELU(inplace=True)])
+def test_in_place_activations_are_right(activation: nn.Module) -> None:
+    """torch differentiates them correctly in either mode (2.5 and later), so that they need no refusal."""
+    layers = nn.Linear(2, 8), nn.Linear(8, 5)
+    in_place = nn.Sequential(layers[0], activation, layers[1]).double()
+    metric, z, v = PullbackMetric(in_place), randn(6, 2), randn(6, 2, seed=1)
+    expected = brute_force(metric, z)
+    assert (metric.tensor(z) - expected).abs().max() <= 1e-12
+    assert (
+        metric.squared_speed_and_gradient(z, v)[2] - 2 * torch.einsum("nij,nj->ni", expected, v)
+    ).abs().max() <= 1e-12
+
+
+# ---- shapes, chunks, graphs ----
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3), (0,), (2, 0)])
+def test_leading_dimensions(metric: PullbackMetric, leading: tuple[int, ...]) -> None:
+    z = randn(*leading, 2)
+    M, (values, vectors) = metric.tensor(z), metric.eigh(z)
+    assert M.shape == vectors.shape == (*leading, 2, 2)
+    assert values.shape == metric.apply(z, z).shape == (*leading, 2)
+    for scalar in (metric.speed(z, z), metric.squared_speed(z, z), metric.log_volume(z), metric.log_condition(z)):
+        assert scalar.shape == leading
+    assert metric.pull(z, z).shape[:-1] == leading
+    assert [x.shape for x in metric.squared_speed_and_gradient(z, z)] == [leading, (*leading, 2), (*leading, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_follows_the_points(dtype: torch.dtype) -> None:
+    metric, z = PullbackMetric(Decoder().to(dtype), Features().to(dtype)), randn(3, 2).to(dtype)
+    results = metric.tensor(z), metric.speed(z, z), *metric.eigh(z), metric.log_volume(z), metric.log_condition(z)
+    assert all(x.dtype == dtype for x in results)
+
+
+def test_points_and_vectors_are_broadcast() -> None:
+    metric, z, v = metrics()["eq2"], randn(5, 1, 2), randn(3, 2, seed=1)
+    assert (metric.speed(z, v)[4, 2] - metric.speed(z[4, 0], v[2])).abs() <= 1e-14
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 50), st.sampled_from(EQUATIONS))
+def test_results_do_not_depend_on_batch_or_chunk(n: int, chunk_size: int, equation: str) -> None:
+    whole, chunked = metrics()[equation], metrics()[equation]
+    chunked.chunk_size = chunk_size
+    z, v = randn(n, 2), randn(n, 2, seed=1)
+    assert (whole.tensor(z) - chunked.tensor(z)).abs().max() <= 1e-13
+    for a, b in zip(whole.squared_speed_and_gradient(z, v), chunked.squared_speed_and_gradient(z, v), strict=True):
+        assert (a - b).abs().max() <= 1e-13
+    assert (whole.speed(z, v)[-1] - chunked.speed(z[-1], v[-1])).abs() <= 1e-13
+
+
+def test_generator_never_sees_more_than_a_chunk() -> None:
+    seen = []
+
+    def generator(z: Tensor) -> Tensor:
+        seen.append(len(z))
+        return torch.cat([z, z**2], dim=1)
+
+    metric = PullbackMetric(generator, chunk_size=10)
+    z = randn(95, 2)
+    for method in (metric.tensor, metric.embed, metric.log_volume):
+        method(z)
+    metric.squared_speed_and_gradient(z, z)
+    assert max(seen) == 10
+    # Each of the four calls decodes 95 points once, besides a few rows of inspection.
+    assert 4 * 95 <= sum(seen) <= 4 * 95 + 20
+
+
+def test_default_chunks_shrink_with_the_output() -> None:
+    small = PullbackMetric(lambda z: z.repeat(1, 2))._prepare(torch.zeros(1, 2))
+    large = PullbackMetric(lambda z: z.repeat(1, 10_000))._prepare(torch.zeros(1, 2))
+    assert 1 <= large < 20 < small
+
+
+def test_no_graph_unless_points_require_it(metric: PullbackMetric) -> None:
+    assert any(p.requires_grad for p in metric.generator.parameters())
+    z = randn(3, 2)
+    for result in (metric.tensor(z), metric.speed(z, z), metric.pull(z, z), *metric.squared_speed_and_gradient(z, z)):
+        assert not result.requires_grad
+    assert metric.tensor(z.requires_grad_()).requires_grad
+    assert metric.pull(z.detach(), z).requires_grad
+    with torch.no_grad():
+        assert not metric.tensor(z).requires_grad
+    assert all(p.grad is None for p in metric.generator.parameters())
+
+
+def test_works_under_no_grad_and_inference_mode(metric: PullbackMetric) -> None:
+    z, v = randn(3, 2), randn(3, 2, seed=1)
+    expected = metric.tensor(z), metric.squared_speed_and_gradient(z, v)[1]
+    with torch.no_grad():
+        assert torch.equal(metric.tensor(z), expected[0])
+        assert torch.equal(metric.squared_speed_and_gradient(z, v)[1], expected[1])
+    with torch.inference_mode():
+        assert torch.equal(metric.tensor(z), expected[0])
+
+
+def test_inputs_are_never_changed() -> None:
+    def in_place(z: Tensor) -> Tensor:
+        return torch.cat([z.mul_(2), z.square_()], dim=1)
+
+    metric, z, v = PullbackMetric(in_place), randn(4, 2), randn(4, 2, seed=1)
+    before = z.clone(), v.clone()
+    tensor = metric.tensor(z)
+    metric.speed(z, v)
+    metric.squared_speed_and_gradient(z, v)
+    assert torch.equal(z, before[0])
+    assert torch.equal(v, before[1])
+    assert not z.requires_grad
+    # The same without working in place: torch.cat copies 2 z before it is squared, so both halves are squares.
+    plain = PullbackMetric(lambda z: torch.cat([2 * z, 4 * z**2], dim=1))
+    assert tensor.shape == plain.tensor(z).shape
+
+
+def test_precision_is_restored_on_a_gpu() -> None:
+    from lgi.metric import _full_precision
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with pytest.raises(ZeroDivisionError), _full_precision(torch.device("cuda")):
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+            raise ZeroDivisionError
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_device_follows_the_points(metric: PullbackMetric) -> None:
+    z = randn(50, 2)
+    expected = metric.tensor(z)
+    for part in (metric.generator, metric.feature_map):
+        if part is not None:
+            part.to("cuda")
+    on_gpu = metric.tensor(z.cuda())
+    assert on_gpu.is_cuda
+    assert (on_gpu.cpu() - expected).abs().max() <= 1e-12
+
+
+# ---- other metrics ----
+
+
+def test_log_fields_of_a_degenerate_metric_are_infinite() -> None:
+    metric, z = ExplicitMetric(lambda z: torch.diag_embed(torch.tensor([1.0, 0.0]).expand_as(z))), torch.zeros(3, 2)
+    assert (metric.log_volume(z) == -torch.inf).all()
+    assert (metric.log_condition(z) == torch.inf).all()
+
+
+def test_condition_number_is_resolved_in_float32() -> None:
+    """A Jacobian with condition 1e5 has a metric with 1e10, beyond what float32 holds."""
+    metric = PullbackMetric(lambda z: torch.cat([z[:, :1], 1e-5 * z[:, 1:], z[:, :1]], dim=1))
+    assert (metric.log_condition(torch.randn(9, 2, generator=seeded(0))) - 10.301).abs().max() <= 1e-3
+
+
+def test_explicit_metric_is_the_function() -> None:
+    metric, z, v = half_plane_metric(), randn(4, 3, 2).exp(), randn(4, 3, 2, seed=1)
+    assert torch.equal(metric.tensor(z), half_plane_tensor(z))
+    assert (metric.squared_speed(z, v) - (v / z[..., 1:]).square().sum(-1)).abs().max() <= 1e-12
+    assert (metric.apply(z, v) - v / z[..., 1:] ** 2).abs().max() <= 1e-12
+    assert (metric.log_volume(z) + 2 * z[..., 1].log()).abs().max() <= 1e-12
+    _, gradient, _ = metric.squared_speed_and_gradient(z, v)
+    expected = -2 * v.square().sum(-1) / z[..., 1] ** 3
+    assert (gradient[..., 1] - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert not metric.has_embedding(z)
+
+
+def test_conformal_metric_scales() -> None:
+    """The half plane is the plane, conformally scaled by 1 / y^2."""
+    plane = PullbackMetric(lambda z: torch.cat([z, 0 * z[:, :1]], dim=1))
+    metric, z, v = ConformalMetric(plane, lambda z: 1 / z[:, 1] ** 2), randn(5, 2).exp(), randn(5, 2, seed=1)
+    reference = half_plane_metric()
+    assert (metric.tensor(z) - reference.tensor(z)).abs().max() <= 1e-12
+    for a, b in zip(metric.squared_speed_and_gradient(z, v), reference.squared_speed_and_gradient(z, v), strict=True):
+        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+    assert not metric.has_embedding(z)
+
+
+@pytest.mark.parametrize("equation", ["eq1", "eq4"])
+def test_sum_of_metrics(equation: str) -> None:
+    first, second = metrics()[equation], PullbackMetric(SURFACES[3].embed)
+    total: Metric = first + second
+    z, v = randn(2, 5, 2), randn(2, 5, 2, seed=1)
+    assert torch.allclose(total.tensor(z), first.tensor(z) + second.tensor(z), rtol=1e-14)
+    assert torch.allclose(total.squared_speed(z, v), first.squared_speed(z, v) + second.squared_speed(z, v), rtol=1e-14)
+    assert total.has_embedding(z) == (equation == "eq1")
+    if total.has_embedding(z):
+        value, columns = total.linearise(z)
+        assert torch.equal(value, total.embed(z))
+        assert (columns @ columns.mT - total.tensor(z)).abs().max() <= 1e-12
+    else:
+        with pytest.raises(TypeError, match="no embedding"):
+            total.linearise(z)
+
+
+def test_constant_variance_adds_nothing() -> None:
+    decoder, z = Decoder(), randn(4, 2)
+    constant = PullbackMetric(lambda z: (decoder.mean(z), torch.ones(len(z), 1, 4, 3, dtype=z.dtype)))
+    assert torch.equal(constant.tensor(z), PullbackMetric(decoder.mean).tensor(z))
+
+
+def test_isometry_of_the_output_changes_nothing() -> None:
+    decoder, z = Decoder().mean, randn(4, 2)
+    Q = torch.linalg.qr(randn(D, D, seed=3))[0]
+    rotated = PullbackMetric(lambda z: decoder(z).flatten(1) @ Q)
+    assert (rotated.tensor(z) - PullbackMetric(decoder).tensor(z)).abs().max() <= 1e-13
+
+
+def test_change_of_coordinates() -> None:
+    """M transforms as A^T M(A z) A."""
+    decoder, z, A = Decoder().mean, randn(4, 2), randn(2, 2, seed=3)
+    changed = PullbackMetric(lambda z: decoder(z @ A.T)).tensor(z)
+    assert (changed - A.T @ PullbackMetric(decoder).tensor(z @ A.T) @ A).abs().max() <= 1e-13

@@ -1,0 +1,153 @@
+"""Architectures, the RBF precision network and the fused inference form."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lgi.models import VAE, Architecture, ConstantStd, Decoder, Encoder, RBFPrecision, fuse, pick_device
+from lgi.training import RECIPES
+
+
+def make_rbf(
+    n_centres: int = 5, d: int = 2, data_shape: tuple[int, ...] = (1, 2, 3), floor: float = 0.25
+) -> RBFPrecision:
+    stream = torch.Generator().manual_seed(0)
+    return RBFPrecision(
+        torch.randn(n_centres, d, generator=stream, dtype=torch.float64),
+        torch.rand(n_centres, generator=stream, dtype=torch.float64) + 0.5,
+        torch.rand(n_centres, math.prod(data_shape), generator=stream, dtype=torch.float64),
+        floor=floor,
+        data_shape=data_shape,
+    )
+
+
+def test_parameter_ratio_is_that_of_the_paper():
+    large, small = (VAE(RECIPES[name].architecture).n_parameters for name in ("vae1", "vae2"))
+    assert abs(large / small / 16 - 1) < 0.02
+
+
+def test_n_parameters_counts_what_the_optimiser_sees():
+    vae = VAE(RECIPES["vae2"].architecture)
+    assert vae.n_parameters == sum(p.numel() for p in vae.parameters())
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 7])
+@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
+def test_shapes_follow_the_latent_dimension(latent_dim, normalisation):
+    vae = VAE(Architecture(latent_dim=latent_dim, channels=(2, 3), hidden=4, normalisation=normalisation)).eval()
+    z, z_std = vae.encoder(torch.rand(5, 1, 28, 28))
+    assert z.shape == z_std.shape == (5, latent_dim)
+    assert (z_std > 0).all()
+    mean, std = vae.decoder(z)
+    assert mean.shape == std.shape == (5, 1, 28, 28)
+    assert (vae.decoder.latent_dim, vae.decoder.data_shape) == (latent_dim, (1, 28, 28))
+    assert mean.min() >= 0
+    assert mean.max() <= 1
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
+def test_fused_equals_original(normalisation):
+    torch.manual_seed(0)
+    vae = VAE(Architecture(channels=(4, 6), hidden=8, normalisation=normalisation)).double()
+    vae.train()
+    for _ in range(5):  # running statistics and power iterations that are not at their initial values
+        vae.decoder(3 * torch.randn(20, 2, dtype=torch.float64))
+        vae.encoder(torch.rand(20, 1, 28, 28, dtype=torch.float64))
+    fused = fuse(vae)
+    vae.eval()
+    z, x = torch.randn(30, 2, dtype=torch.float64), torch.rand(10, 1, 28, 28, dtype=torch.float64)
+    torch.testing.assert_close(fused.decoder(z), vae.decoder(z), rtol=0, atol=1e-12)
+    torch.testing.assert_close(fused.encoder(x), vae.encoder(x), rtol=1e-12, atol=1e-12)
+    for network in (fused.decoder, fused.encoder):
+        kinds = {type(part).__name__ for part in network.modules()}
+        assert not any("BatchNorm" in kind or "Parametri" in kind for kind in kinds)
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_fuse_leaves_the_original_trainable():
+    vae = VAE(Architecture(channels=(2, 3), hidden=4))
+    fuse(vae)
+    assert vae.training
+    assert all(p.requires_grad for p in vae.parameters())
+    assert any(isinstance(part, nn.BatchNorm2d) for part in vae.modules())
+
+
+def test_fuse_folds_dense_and_transposed_layers():
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Unflatten(1, (2, 2, 2)), nn.ConvTranspose2d(2, 3, 2), nn.BatchNorm2d(3)
+    ).double()
+    for _ in range(3):
+        network(torch.randn(16, 3, dtype=torch.float64))
+    fused = fuse(network)
+    assert [type(layer).__name__ for layer in fused] == ["Linear", "Unflatten", "ConvTranspose2d"]
+    z = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(fused(z), network.eval()(z), rtol=1e-12, atol=1e-12)
+
+
+def test_rbf_at_a_centre_far_from_the_others():
+    """At a lone centre v = 1: the precision is that centre's weight plus the floor, in closed form."""
+    centres = torch.tensor([[0.0, 0.0], [100.0, 0.0]], dtype=torch.float64)
+    weight = torch.tensor([[3.0, 8.0], [15.0, 24.0]], dtype=torch.float64)
+    rbf = RBFPrecision(centres, torch.tensor([2.0, 0.5], dtype=torch.float64), weight, floor=1.0, data_shape=(2,))
+    torch.testing.assert_close(rbf(centres), (weight + 1) ** -0.5, rtol=1e-14, atol=0)
+    # one bandwidth away, v = exp(-1/2)
+    at = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(rbf.precision(at), weight[:1] * math.exp(-0.5) + 1, rtol=1e-14, atol=0)
+
+
+def test_rbf_far_away_is_the_largest_std():
+    rbf = make_rbf(floor=0.25)
+    torch.testing.assert_close(
+        rbf(torch.full((1, 2), 1e3, dtype=torch.float64)), torch.full((1, 1, 2, 3), 2.0).double()
+    )
+    assert (rbf(torch.randn(100, 2, dtype=torch.float64)) < 2.0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": -torch.ones(5, 6)}, "non-negative"),
+        ({"weight": torch.ones(4, 6)}, r"\(n_centres, 6\)"),
+        ({"bandwidths": torch.zeros(5)}, "positive"),
+        ({"bandwidths": torch.full((5,), torch.inf)}, "finite"),
+        ({"floor": 0.0}, "floor"),
+    ],
+)
+def test_rbf_refuses(change, message):
+    good = {"centres": torch.zeros(5, 2), "bandwidths": torch.ones(5), "weight": torch.ones(5, 6), "floor": 1.0}
+    RBFPrecision(**good, data_shape=(6,))
+    with pytest.raises(ValueError, match=message):
+        RBFPrecision(**good | change, data_shape=(6,))
+
+
+def test_constant_std():
+    std = ConstantStd((1, 2, 2), 0.2)(torch.zeros(3, 2))
+    torch.testing.assert_close(std, torch.full((3, 1, 2, 2), 0.2))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"latent_dim": 0}, {"hidden": 0}, {"channels": (1, 0)}, {"normalisation": "layer"}, {"activation": "relu"}],
+)
+def test_architecture_refuses(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(Architecture(), **change)
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r"\(n, 2\), got \(3, 4\)"):
+        Decoder(Architecture())(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"\(n, 1, 28, 28\), got \(3, 28, 28\)"):
+        Encoder(Architecture())(torch.zeros(3, 28, 28))
+
+
+def test_pick_device():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="auto"):
+        pick_device("tpu9000")

@@ -1,0 +1,375 @@
+"""Static tests of the committed notebooks (design section 7), each shown to fail on a deliberately bad notebook."""
+
+import ast
+import configparser
+import copy
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+specification = importlib.util.spec_from_file_location("reproduce", NOTEBOOKS / "reproduce.py")
+reproduce = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(reproduce)
+
+OUTPUT_TYPES = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}
+TAGS = {"parameters", "checks", "nbval-ignore-output"}
+LOCAL_PATH = re.compile(r"(?<![\w.~/<-])/(?:work|home|tmp|root|Users|private|mnt|opt|usr|var|content)\b|\b[A-Z]:\\")
+ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
+
+
+# --- the checks: each takes a notebook and asserts one thing ----------------------------------------------------------
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def texts(notebook):
+    """Sources and textual outputs."""
+    yield from (cell.source for cell in notebook.cells)
+    for output in outputs(notebook):
+        yield output.get("text", "")
+        yield from (str(data) for kind, data in output.get("data", {}).items() if not kind.startswith("image/"))
+
+
+def is_valid(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor >= 5) == (4, True), "cells have ids from format 4.5 on"
+
+
+def has_the_common_kernel(notebook):
+    assert notebook.metadata.kernelspec == reproduce.KERNEL
+
+
+def has_metadata_that_never_changes(notebook):
+    assert set(notebook.metadata) <= {"kernelspec", "language_info", "lgi"}
+    assert "version" not in notebook.metadata.get("language_info", {})
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"tags"}, cell.metadata
+
+
+def was_executed_once_from_top_to_bottom(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def has_no_error(notebook):
+    assert [output.ename for output in outputs(notebook) if output.output_type == "error"] == []
+
+
+def has_no_stderr(notebook):
+    assert [output.text for output in outputs(notebook) if output.get("name") == "stderr"] == []
+
+
+def has_plain_outputs(notebook):
+    kinds = {kind for output in outputs(notebook) for kind in output.get("data", {})}
+    assert kinds <= OUTPUT_TYPES, f"{kinds - OUTPUT_TYPES}: widgets freeze, and only PNG is not compared by nbval"
+    assert not any("\r" in output.get("text", "") for output in outputs(notebook)), "a progress bar"
+
+
+def names_no_place_of_this_machine(notebook):
+    assert [text for text in texts(notebook) if LOCAL_PATH.search(text)] == []
+
+
+def prints_no_memory_address(notebook):
+    assert [output for output in outputs(notebook) if ADDRESS.search(json.dumps(output.get("data", output)))] == []
+
+
+def has_parameters_that_papermill_reads(notebook):
+    (cell,) = tagged(notebook, "parameters")
+    assert cell is code_cells(notebook)[0], "injection comes after this cell: nothing may run before"
+    lines = cell.source.splitlines()
+    assert 1 <= len(lines) <= 12
+    declared = {}
+    for line in lines:
+        (statement,) = ast.parse(line).body
+        assert isinstance(statement, ast.AnnAssign), f"expected 'name: type = value  # help', got {line!r}"
+        assert re.search(r"\S  # \S", line), f"no '  # help' in {line!r}"
+        declared[statement.target.id] = (ast.unparse(statement.annotation), ast.literal_eval(statement.value))
+    seen = papermill.inspect_notebook(notebook)
+    assert {name: parameter["inferred_type_name"] for name, parameter in seen.items()} == {
+        name: annotation for name, (annotation, _) in declared.items()
+    }
+    assert not any("#" in parameter["default"] + parameter["help"] for parameter in seen.values()), "a second '#'"
+    for name, (annotation, value) in declared.items():
+        assert annotation.partition("[")[0] in reproduce.TYPES, f"{name}: a run cannot check {annotation}"
+        assert value is None or reproduce.conforms(value, annotation), f"{name}: {value!r} is no {annotation}"
+    assert declared.get("run") == ("str", "default")
+    assert declared.get("device") == ("str", "auto")
+
+
+def has_the_size_of_a_chapter(notebook):
+    assert 20 <= len(notebook.cells) <= 35
+
+
+def has_short_code_cells(notebook):
+    assert [cell.source for cell in code_cells(notebook) if len(cell.source.splitlines()) > 25] == []
+
+
+def has_no_empty_cell(notebook):
+    assert all(cell.source.strip() for cell in notebook.cells)
+
+
+def has_unique_ids(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def begins_with_its_title(notebook):
+    assert notebook.cells[0].cell_type == "markdown"
+    assert re.match(r"# \S", notebook.cells[0].source)
+
+
+def checks_itself(notebook):
+    asserts = [
+        node
+        for cell in tagged(notebook, "checks")
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Assert)
+    ]
+    assert asserts, "no assert in a cell tagged checks"
+    # A constant, or the tuple that parentheses around assertion and message make, never fails.
+    assert [ast.unparse(node) for node in asserts if isinstance(node.test, ast.Constant | ast.Tuple)] == []
+
+
+def has_the_closing_sections(notebook):
+    headings = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    for name in ("Deviations", "Exercises"):
+        assert any(re.match(rf"#+ .*\b{name}\b", line) for line in headings), f"no section {name}"
+
+
+def is_small(notebook):
+    assert len(nbformat.writes(notebook).encode()) < 1.5e6
+
+
+def has_known_tags(notebook):
+    assert {tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])} <= TAGS
+
+
+CHECKS = [
+    is_valid,
+    has_the_common_kernel,
+    has_metadata_that_never_changes,
+    was_executed_once_from_top_to_bottom,
+    has_no_error,
+    has_no_stderr,
+    has_plain_outputs,
+    names_no_place_of_this_machine,
+    prints_no_memory_address,
+    has_parameters_that_papermill_reads,
+    has_the_size_of_a_chapter,
+    has_short_code_cells,
+    has_no_empty_cell,
+    has_unique_ids,
+    begins_with_its_title,
+    checks_itself,
+    has_the_closing_sections,
+    is_small,
+    has_known_tags,
+]
+
+
+# --- the committed notebooks -----------------------------------------------------------------------------------------
+
+
+def test_series_is_numbered_without_a_gap():
+    assert COMMITTED
+    assert [path.name[:2] for path in COMMITTED] == [f"{i:02d}" for i in range(1, len(COMMITTED) + 1)]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_notebook(path, check):
+    check(nbformat.read(path, nbformat.NO_CONVERT))
+
+
+@pytest.mark.parametrize("command", [["format", "--check"], ["check"]], ids=" ".join)
+def test_notebooks_are_formatted(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--no-cache", str(NOTEBOOKS)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_every_variant_fits_its_notebook(path):
+    variants = [file.stem.split("_", 1)[1] for file in sorted((NOTEBOOKS / "params").glob(f"{path.name[:2]}_*.yaml"))]
+    assert "smoke" in variants
+    for variant in variants:
+        assert reproduce.plan([path], variant, {}, variant)[0][1]["run"] == variant
+
+
+@pytest.mark.slow
+def test_smoke_run_of_the_series(tmp_path):
+    command = [sys.executable, str(NOTEBOOKS / "reproduce.py"), "--params", "smoke"]
+    environment = {**os.environ, "LGI_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
+    assert [record["notebook"] for record in summary["notebooks"]] == [path.stem for path in COMMITTED]
+    assert all(record["headline"] for record in summary["notebooks"])
+
+
+# --- each check fails on a bad notebook ------------------------------------------------------------------------------
+
+PARAMETERS = """\
+run: str = "default"  # name of the run
+device: str = "auto"  # cpu, cuda or auto
+sizes: list[int] = [1, 2]  # of the layers"""
+
+
+def good():
+    """A notebook that passes every check."""
+    cells = [
+        new_markdown_cell("# Title"),
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        *[new_markdown_cell("Why, in words, a/b and 3 </p>.") for _ in range(14)],
+        new_code_cell(
+            "x = 3\nx",
+            outputs=[
+                new_output("execute_result", data={"text/plain": "3", "image/png": "QUJD"}, execution_count=2),
+                new_output("stream", name="stdout", text="L = 1.23\n"),
+            ],
+        ),
+        new_code_cell("assert x == 3", metadata={"tags": ["checks"]}),
+        new_markdown_cell("## Deviations from the paper"),
+        new_markdown_cell("## Exercises\n1. Draw it."),
+    ]
+    for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = count
+    metadata = {"kernelspec": reproduce.KERNEL, "language_info": {"name": "python"}}
+    return new_notebook(cells=cells, metadata=metadata)
+
+
+def set_parameters(source):
+    def change(notebook):
+        notebook.cells[1].source = source
+
+    return change
+
+
+def set_cell(index, **fields):
+    return lambda notebook: notebook.cells[index].update(fields)
+
+
+def add_output(**fields):
+    output = nbformat.from_dict(fields)
+    return lambda notebook: notebook.cells[16].outputs.append(output)
+
+
+def add_display(kind, data="x"):
+    return add_output(output_type="display_data", data={kind: data}, metadata={})
+
+
+BAD = [
+    (is_valid, lambda notebook: notebook.cells[0].update(cell_type="prose")),
+    (is_valid, lambda notebook: (notebook.update(nbformat_minor=4), [cell.pop("id") for cell in notebook.cells])),
+    (has_the_common_kernel, lambda notebook: notebook.metadata.kernelspec.update(name="my-environment")),
+    (has_metadata_that_never_changes, lambda notebook: notebook.metadata.update(papermill={"duration": 3})),
+    (has_metadata_that_never_changes, lambda notebook: notebook.metadata.language_info.update(version="3.11.7")),
+    (has_metadata_that_never_changes, lambda notebook: notebook.cells[1].metadata.update(papermill={"duration": 3})),
+    (has_metadata_that_never_changes, lambda notebook: notebook.cells[1].metadata.update(execution={"iopub": "2024"})),
+    (was_executed_once_from_top_to_bottom, set_cell(1, execution_count=None)),
+    (was_executed_once_from_top_to_bottom, set_cell(16, execution_count=7)),
+    (has_no_error, add_output(output_type="error", ename="ValueError", evalue="", traceback=[])),
+    (has_no_stderr, add_output(output_type="stream", name="stderr", text="a warning")),
+    (has_plain_outputs, add_display("application/vnd.jupyter.widget-view+json", {"model_id": "1"})),
+    (has_plain_outputs, add_display("image/svg+xml")),
+    (has_plain_outputs, add_output(output_type="stream", name="stdout", text=" 10%\r 20%")),
+    (names_no_place_of_this_machine, set_cell(0, source="# Title\nSee /home/me/data.")),
+    (names_no_place_of_this_machine, set_cell(16, source='open("/work/main/data/x")')),
+    (names_no_place_of_this_machine, set_cell(16, source=r'open("C:\data")')),
+    (names_no_place_of_this_machine, add_output(output_type="stream", name="stdout", text="in /tmp/x.png")),
+    (names_no_place_of_this_machine, add_display("text/plain", "PosixPath('/root/runs')")),
+    (names_no_place_of_this_machine, add_display("text/html", "<a href='/Users/me'>")),
+    (prints_no_memory_address, add_display("text/plain", "<object at 0x7f00aa11bb22>")),
+    (prints_no_memory_address, add_output(output_type="stream", name="stdout", text="<object at 0x7f00aa11bb22>")),
+    (has_parameters_that_papermill_reads, set_cell(1, metadata=nbformat.from_dict({}))),
+    (has_parameters_that_papermill_reads, set_cell(17, metadata=nbformat.from_dict({"tags": ["parameters"]}))),
+    (has_parameters_that_papermill_reads, lambda notebook: notebook.cells.insert(1, new_code_cell("import os"))),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed = 0  # of the draws")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 0")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 2 * 3  # of the draws")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int | None = 0  # of the draws")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 0  # of the draws, default=0")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 0.5  # of the draws")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + '\nmark: str = "a  # b"  # of the lines')),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: Seed = 0  # of the draws")),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"default"', '"mine"'))),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"auto"', '"cuda"'))),
+    (
+        has_parameters_that_papermill_reads,
+        set_parameters("\n".join([PARAMETERS, *(f"p{i}: int = 0  # help" for i in range(10))])),
+    ),
+    (has_the_size_of_a_chapter, lambda notebook: notebook.cells.pop(2)),
+    (
+        has_the_size_of_a_chapter,
+        lambda notebook: notebook.cells.extend([new_markdown_cell("more") for _ in range(16)]),
+    ),
+    (has_short_code_cells, set_cell(16, source="x = 3\n" * 26)),
+    (has_no_empty_cell, set_cell(16, source=" \n")),
+    (has_unique_ids, lambda notebook: notebook.cells[3].update(id=notebook.cells[2].id)),
+    (begins_with_its_title, set_cell(0, source="Some text\n# Title")),
+    (begins_with_its_title, lambda notebook: notebook.cells.pop(0)),
+    (checks_itself, set_cell(17, metadata=nbformat.from_dict({}))),
+    (checks_itself, set_cell(17, source="print('all is well')")),
+    (checks_itself, set_cell(17, source="assert True")),
+    (checks_itself, set_cell(17, source="assert (x == 4, 'x is 4')")),
+    (has_the_closing_sections, set_cell(18, source="Deviations")),
+    (has_the_closing_sections, set_cell(19, source="## Outlook")),
+    (is_small, add_display("image/png", "A" * 1_500_000)),
+    (has_known_tags, set_cell(16, metadata=nbformat.from_dict({"tags": ["raises-exception"]}))),
+    (has_known_tags, set_cell(16, metadata=nbformat.from_dict({"tags": ["nbval-ignore-outputs"]}))),
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_good_notebook_passes(check):
+    check(good())
+
+
+@pytest.mark.parametrize(("check", "spoil"), BAD, ids=[f"{i}-{check.__name__}" for i, (check, _) in enumerate(BAD)])
+# nbformat gives some invalid notebooks a warning before the error that is expected here.
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
+def test_bad_notebook_is_found(check, spoil):
+    notebook = copy.deepcopy(good())
+    spoil(notebook)
+    with pytest.raises((AssertionError, ValueError, nbformat.ValidationError)):
+        check(notebook)
+
+
+def test_every_check_has_a_bad_notebook():
+    assert {check for check, _ in BAD} == set(CHECKS)
+
+
+def test_nbval_takes_out_only_what_it_should():
+    configuration = configparser.ConfigParser()
+    configuration.read(ROOT / "tests" / "nbval.cfg")
+    assert configuration.sections()
+    assert all(section["replace"].strip() for section in map(configuration.__getitem__, configuration.sections()))
+    text = "<object at 0x7f00aa11bb22>, L = 1.23, 0x10"
+    for section in configuration.sections():
+        text = re.sub(configuration[section]["regex"], configuration[section]["replace"], text)
+    assert text == "<object at ADDRESS>, L = 1.23, 0x10"

@@ -1,0 +1,109 @@
+"""What is drawn, checked through the artists: no picture comparison."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from lgi import plots
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def grid(n=41):
+    x = np.linspace(-2, 2, n)
+    return x, x, np.stack(np.meshgrid(x, x), axis=-1)  # [i, j] is (x[j], y[i])
+
+
+def with_random_signs(direction):
+    return direction * np.random.default_rng(0).choice([-1.0, 1.0], size=direction.shape[:2])[..., None]
+
+
+def test_style_is_found_and_sets_what_notebooks_rely_on():
+    with mpl.rc_context():
+        plots.use_style()
+        assert mpl.rcParams["image.origin"] == "lower"
+        assert mpl.rcParams["figure.constrained_layout.use"]
+
+
+def test_streamlines_of_circles_stay_on_circles_whatever_the_signs(ax):
+    x, y, points = grid()
+    radius = np.linalg.norm(points, axis=-1, keepdims=True)
+    circles = np.concatenate([-points[..., 1:], points[..., :1]], axis=-1) / np.maximum(radius, 1e-9)
+    lines = plots.axial_streamlines(ax, x, y, with_random_signs(circles)).get_segments()
+    long = [line for line in lines if 0.7 < np.linalg.norm(line[0]) < 1.8]
+    assert len(long) > 5
+    for line in long:
+        assert np.ptp(np.linalg.norm(line, axis=1)) < 0.05
+
+
+def test_streamlines_do_not_depend_on_signs(ax):
+    x, y, points = grid(21)
+    theta = points[..., 0] + 0.5 * points[..., 1] ** 2
+    direction = np.stack([np.cos(theta), np.sin(theta)], axis=-1)
+    one = plots.axial_streamlines(ax, x, y, direction).get_segments()
+    other = plots.axial_streamlines(ax, x, y, with_random_signs(direction)).get_segments()
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b)
+
+
+def test_streamlines_go_around_a_half_turn_singularity(ax):
+    """theta = phi / 2 has no continuous sign anywhere around the origin: lines must still cross every ray smoothly."""
+    x, y, points = grid(60)
+    phi = np.arctan2(points[..., 1], points[..., 0])
+    direction = np.stack([np.cos(phi / 2), np.sin(phi / 2)], axis=-1)
+    lines = plots.axial_streamlines(ax, x, y, direction, separation=0.2).get_segments()
+    crossing = 0
+    for line in lines:
+        steps = np.diff(line, axis=0)
+        turn = np.einsum("ij,ij->i", steps[1:], steps[:-1]) / (0.2 / 5) ** 2
+        assert (turn > 0.5).all(), "a line turns back on itself"
+        crossing += ((line[1:, 1] * line[:-1, 1] < 0) & (line[1:, 0] < -0.3)).any()
+    assert crossing >= 3, "no line crosses the ray where the sign of the given vectors jumps"
+
+
+def test_streamlines_are_evenly_spaced(ax):
+    x, y, points = grid()
+    direction = np.broadcast_to(np.array([0.6, 0.8]), (*points.shape[:2], 2))
+    lines = plots.axial_streamlines(ax, x, y, direction, separation=0.3).get_segments()
+    across = np.sort([line[len(line) // 2] @ [-0.8, 0.6] for line in lines])
+    assert np.diff(across).min() > 0.14
+    assert len(lines) > 8
+
+
+def test_streamlines_refuse_another_layout(ax):
+    with pytest.raises(ValueError, match=r"\(3, 4, 2\)"):
+        plots.axial_streamlines(ax, np.arange(4.0), np.arange(3.0), np.zeros((4, 3, 2)))
+
+
+def test_digits_keep_their_colours(ax):
+    z, label = np.random.default_rng(0).normal(size=(40, 2)), np.repeat([2, 7], 20)
+    dots = plots.latent_codes(ax, z, label)
+    assert [d.get_label() for d in dots] == ["2", "7"]
+    for artist, digit in zip(dots, (2, 7), strict=True):
+        np.testing.assert_allclose(artist.get_facecolor()[0, :3], mpl.colors.to_rgb(plots.DIGIT_COLOURS[digit]))
+    assert ax.get_aspect() == 1.0
+
+
+def test_image_plane_puts_the_first_row_below(ax):
+    images = np.zeros((2, 3, 4, 4))
+    images[0, 2] = 1.0  # lowest z_2, largest z_1
+    drawn = plots.image_plane(ax, images, (-1, 1, -1, 1)).get_array()
+    assert drawn.shape == (8, 12)
+    assert drawn[4:, 8:].min() == 1.0
+    assert drawn.sum() == 16
+
+
+def test_field_draws_values_at_their_coordinates(ax):
+    values = np.arange(6.0).reshape(2, 3)
+    mesh = plots.field(ax, [0, 1, 2], [0, 1], values, "value")
+    np.testing.assert_array_equal(mesh.get_array(), values)
+    assert ax.figure.axes[1].get_ylabel() == "value"

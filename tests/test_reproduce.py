@@ -1,0 +1,367 @@
+"""The runner of the notebooks, on tiny notebooks in a temporary folder."""
+
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+SCRIPT = Path(__file__).resolve().parents[1] / "notebooks" / "reproduce.py"
+specification = importlib.util.spec_from_file_location("reproduce", SCRIPT)
+reproduce = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(reproduce)
+
+PARAMETERS = """\
+run: str = "default"  # name of the run
+seed: int = 0  # of the draws
+step: float = 0.1  # step size
+fast: bool = False  # leave out
+sizes: list[int] = [1, 2]  # of the layers"""
+
+# What artifacts.record_results writes, without the seconds that importing lgi takes.
+RECORD = """\
+import json, os, pathlib
+folder = pathlib.Path(os.environ["LGI_RUNS"]) / run / "results"
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "NAME.json").write_text(json.dumps({"headline": f"seed {seed!r}, step {step!r}, sizes {sizes!r}"}))"""
+
+
+@pytest.fixture
+def series(tmp_path, monkeypatch):
+    """A folder for notebooks, its runs beside it, and a function that writes one."""
+    folder = tmp_path / "project" / "notebooks"
+    (folder / "params").mkdir(parents=True)
+    monkeypatch.setenv("LGI_RUNS", str(tmp_path / "runs"))
+
+    def write(name, *sources, parameters=PARAMETERS):
+        cells = [new_markdown_cell(f"# {name}"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+        cells += [new_code_cell(source.replace("NAME", name)) for source in sources]
+        path = folder / f"{name}.ipynb"
+        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": reproduce.KERNEL}), path)
+        return path
+
+    write.folder = folder
+    write.runs = tmp_path / "runs"
+    return write
+
+
+def run(series, *options):
+    return reproduce.main([*options, "--notebooks", str(series.folder)])
+
+
+def sources(path):
+    return [cell.source for cell in nbformat.read(path, 4).cells]
+
+
+def test_series_runs_in_order_and_ends_with_the_table(series, capsys):
+    series("02_b", "assert (pathlib := __import__('pathlib')).Path(__import__('os').environ['LGI_RUNS'], run).exists()")
+    series("01_a", RECORD)
+    series("03_interactive", "1 / 0")
+    interactive = nbformat.read(series.folder / "03_interactive.ipynb", 4)
+    interactive.metadata["lgi"] = {"reproduce": False}
+    nbformat.write(interactive, series.folder / "03_interactive.ipynb")
+    (series.folder / "unnumbered.ipynb").write_text("not run")
+    assert run(series) == 0
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert ["notebook", "seconds", "ok", "headline"] in lines
+    start = lines.index(["notebook", "seconds", "ok", "headline"])
+    assert lines[start + 1][0] == "01_a"
+    assert lines[start + 1][2:] == ["yes", "seed", "0,", "step", "0.1,", "sizes", "[1,", "2]"]
+    assert lines[start + 2][0] == "02_b"
+    assert lines[start + 2][2:] == ["yes", "-"]
+    assert float(lines[start + 1][1]) > 0.1
+    assert "FAILED" not in err
+    summary = json.loads((series.runs / "default" / "summary.json").read_text())
+    assert (summary["run"], summary["params"], summary["ok"]) == ("default", None, True)
+    assert [record["notebook"] for record in summary["notebooks"]] == ["01_a", "02_b"]
+    assert summary["notebooks"][0]["headline"] == "seed 0, step 0.1, sizes [1, 2]"
+    # Nothing differs from the notebook's own values, so that no cell is injected.
+    assert sources(series.runs / "default" / "01_a.ipynb") == sources(series.folder / "01_a.ipynb")
+
+
+def test_failure_is_loud_and_stops_the_series(series, capsys):
+    series("01_a", "before = 1", "def broken():\n    raise ValueError('no geodesic')", "broken()", "after = 1")
+    series("02_b", "1")
+    assert run(series, "-p", "seed", "3") == 1
+    out, err = capsys.readouterr()
+    assert "FAILED: 01_a.ipynb in cell 5 of 6" in err
+    assert "\nbroken()\n" in err
+    assert "ValueError: no geodesic" in err
+    assert "\x1b" not in err + out
+    assert "Not run because of it: 02_b" in err
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("01_a  ")] == ["NO"]
+    assert not (series.runs / "custom" / "02_b.ipynb").exists()
+    summary = json.loads((series.runs / "custom" / "summary.json").read_text())
+    assert [record["status"] for record in summary["notebooks"]] == ["failed", "skipped"]
+    assert "no geodesic" in summary["notebooks"][0]["error"]
+    assert not summary["ok"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"), [("import os; os._exit(3)", "Kernel died"), ("raise SystemExit(0)", "SystemExit")]
+)
+def test_a_notebook_that_ends_early_has_failed(series, capsys, source, message):
+    series("01_a", "1", source, "2")
+    assert run(series) == 1
+    err = capsys.readouterr().err
+    assert "FAILED: 01_a.ipynb in cell 4 of 5" in err
+    assert f"\n{source}\n" in err
+    assert message in err
+
+
+def test_parameters_of_variant_and_command_line(series, capsys):
+    series("01_a", RECORD)
+    (series.folder / "params" / "01_smoke.yaml").write_text("seed: 5\nstep: 1.0e-3\nsizes: [7]\n")
+    assert run(series, "--params", "smoke", "-p", "seed", "6") == 0
+    summary = json.loads((series.runs / "smoke" / "summary.json").read_text())
+    assert summary["params"] == "smoke"
+    assert summary["notebooks"][0]["headline"] == "seed 6, step 0.001, sizes [7]"
+    assert summary["notebooks"][0]["parameters"] == {"seed": 6, "step": 0.001, "sizes": [7], "run": "smoke"}
+    assert "seed 6, step 0.001, sizes [7]" in capsys.readouterr().out
+
+
+REFUSED = [
+    ({"01_x.yaml": "sede: 1"}, ["--params", "x"], "unknown parameter sede; known are fast, run, seed, sizes, step"),
+    ({"01_x.yaml": "step: 1e-3"}, ["--params", "x"], "step is declared float, got '1e-3', str: YAML .* 1.0e-3"),
+    ({"01_x.yaml": "seed: 1.5"}, ["--params", "x"], "seed is declared int, got 1.5, float"),
+    ({"01_x.yaml": "seed: true"}, ["--params", "x"], "seed is declared int, got True, bool"),
+    ({"01_x.yaml": "fast: 'false'"}, ["--params", "x"], "fast is declared bool, got 'false', str"),
+    ({"01_x.yaml": "sizes: [1, 2.5]"}, ["--params", "x"], r"sizes is declared list\[int\], got \[1, 2.5\], list"),
+    ({"01_x.yaml": "seed: null"}, ["--params", "x"], "seed is declared int, got None"),
+    ({"01_x.yaml": "run: other"}, ["--params", "x"], "named by --run"),
+    ({"01_x.yaml": "- seed"}, ["--params", "x"], "expected lines 'name: value'"),
+    ({"01_x.yaml": ""}, ["--params", "y"], "01_y.yaml does not exist, .* known variants: x"),
+    ({}, ["-p", "sede", "1"], "unknown parameter sede; known are fast, run, seed, sizes, step"),
+    ({}, ["-p", "seed", "one"], "seed is declared int, got 'one', str"),
+    ({}, ["-p", "run", "other"], "named by --run"),
+    ({}, ["--only", "01,08"], "no notebook with number 08 .* there are 01"),
+]
+
+
+@pytest.mark.parametrize(("files", "options", "message"), REFUSED, ids=[" ".join(case[1]) for case in REFUSED])
+def test_refused_before_anything_runs(series, capsys, files, options, message):
+    series("01_a", RECORD)
+    for name, content in files.items():
+        (series.folder / "params" / name).write_text(content)
+    assert run(series, *options) == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert not list(series.runs.glob("*/*.ipynb"))
+    assert not list(series.runs.glob("*/results"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "../elsewhere"], "expected a run name"),
+        (["--run", "default", "-p", "seed", "1"], "give this one another name"),
+        (["--params", "default"], "give this one another name"),
+        (["commit", "-p", "seed", "1"], "what is committed is the default run"),
+    ],
+)
+def test_run_names(series, capsys, options, message):
+    series("01_a")
+    with pytest.raises(SystemExit) as stopped:
+        run(series, *options)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_notebooks_of_one_number_are_refused(series, capsys):
+    series("01_a")
+    series("01_b")
+    assert run(series) == 2
+    assert "01_a.ipynb and 01_b.ipynb have the same number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ("1e-3", "float", 1e-3), ("3", "float", 3.0), ("3", "int", 3), ("true", "bool", True), ("False", "bool", False),
+        ("3", "str", "3"), ("None", "int", None), ("[1, 2]", "list[int]", [1, 2]), ("x", "int", "x"),
+        ("x", "float", "x"),
+    ],
+)  # fmt: skip
+def test_from_text(text, annotation, value):
+    found = reproduce.from_text(text, annotation)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_what_an_earlier_run_left_is_not_shown(series, capsys):
+    series("01_a", "1 / 0")
+    series("02_b", "1")
+    folder = series.runs / "default"
+    (folder / "results").mkdir(parents=True)
+    for name in ("01_a", "02_b"):
+        (folder / "results" / f"{name}.json").write_text('{"headline": "of yesterday"}')
+        (folder / f"{name}.ipynb").write_text("of yesterday")
+    (folder / "results" / "09_other.json").write_text("{}")
+    (folder / "summary.json").write_text("of yesterday")
+    assert run(series) == 1
+    assert "of yesterday" not in "".join(capsys.readouterr())
+    assert "of yesterday" not in (folder / "summary.json").read_text()
+    assert sorted(path.name for path in folder.glob("results/*")) == ["09_other.json"]
+    assert not (folder / "02_b.ipynb").exists()
+
+
+FIGURE = """\
+import os, pathlib
+figures = pathlib.Path(os.environ["LGI_RUNS"]) / run / "figures"
+figures.mkdir(parents=True, exist_ok=True)
+(figures / f"NAME_{seed}.png").write_text("drawn")"""
+
+
+def test_only_a_complete_default_run_renews_the_figures(series):
+    series("01_a", FIGURE)
+    series("02_b", FIGURE)
+    published = series.folder.parent / "figures"
+    assert run(series, "--only", "01") == 0
+    assert run(series, "-p", "seed", "1", "--only", "01") == 0
+    assert not published.exists()
+    old = series.runs / "default" / "figures" / "old.png"
+    old.write_text("of an earlier version")
+    assert run(series) == 0
+    assert sorted(path.name for path in published.iterdir()) == ["01_a_0.png", "02_b_0.png"]
+
+
+def test_one_writer_at_a_time(series, capsys):
+    series("01_a")
+    folder = series.runs / "default"
+    folder.mkdir(parents=True)
+    with filelock.FileLock(folder / ".lock"):
+        assert run(series) == 2
+    assert "another process is writing into" in capsys.readouterr().err
+    assert not (folder / "01_a.ipynb").exists()
+    # The lock of a process that is gone does not count.
+    assert (folder / ".lock").exists() or sys.platform == "win32"
+    assert run(series) == 0
+
+
+def test_kernel_of_another_environment_is_refused(series, tmp_path, monkeypatch, capsys):
+    series("01_a")
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho /another/environment\n")
+    other.chmod(0o755)
+    description = {"argv": [str(other)], "display_name": "Python 3", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(description))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert run(series) == 2
+    assert "is not the Python of" in capsys.readouterr().err
+    description["argv"] = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps(description))
+    assert run(series) == 0
+
+
+@pytest.mark.slow
+def test_interrupt_leaves_a_summary_and_no_kernel(series, tmp_path):
+    series("01_a", "import os, pathlib, time", f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+           "time.sleep(120)")  # fmt: skip
+    series("02_b")
+    command = [sys.executable, "-c", "import signal, sys, runpy\n"
+               "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+               f"sys.argv = ['reproduce', '--notebooks', {str(series.folder)!r}]\n"
+               f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 90)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "reproduce: interrupted" in err
+    assert 'Traceback (most recent call last):\n  File "<string>"' not in err
+    assert [line.split()[2:4] for line in out.splitlines() if line.startswith("01_a  ")] == [["stopped", "-"]]
+    summary = json.loads((series.runs / "default" / "summary.json").read_text())
+    assert [record["status"] for record in summary["notebooks"]] == ["interrupted", "skipped"]
+    kernel = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not running(kernel), 20)
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def running(pid):
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_commit_formats_executes_and_cleans(series):
+    path = series("01_a", "x = 1+1", "print( x, seed )", "x")
+    messy = nbformat.read(path, 4)
+    messy.metadata["kernelspec"] = {"display_name": "mine", "language": "python", "name": "mine"}
+    messy.metadata["lgi"] = {"reproduce": True}
+    messy.cells[2].metadata["execution"] = {"iopub.execute_input": "2024-01-01T00:00:00"}
+    messy.cells[3].metadata["tags"] = ["checks"]
+    ids = [cell.id for cell in messy.cells]
+    nbformat.write(messy, path)
+    assert run(series, "commit") == 0
+    text = path.read_text()
+    notebook = nbformat.reads(text, 4)
+    nbformat.validate(notebook)
+    code = notebook.cells[1:]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4]
+    assert [cell.source for cell in code[1:]] == ["x = 1 + 1", "print(x, seed)", "x"]
+    assert code[2].outputs[0].text == "2 0\n"
+    assert code[3].outputs[0].data == {"text/plain": "2"}
+    assert [cell.id for cell in notebook.cells] == ids
+    assert notebook.metadata.kernelspec == reproduce.KERNEL
+    assert notebook.metadata.lgi == {"reproduce": True}
+    assert notebook.metadata.language_info.name == "python"
+    assert "version" not in notebook.metadata.language_info
+    assert [dict(cell.metadata) for cell in notebook.cells] == [
+        {},
+        {"tags": ["parameters"]},
+        {},
+        {"tags": ["checks"]},
+        {},
+    ]
+    assert "papermill" not in text
+    assert sys.prefix not in text
+    assert text.endswith("}\n")
+    # A second call changes nothing.
+    assert run(series, "commit") == 0
+    assert path.read_text() == text
+
+
+def test_commit_writes_nothing_when_a_notebook_fails(series, capsys):
+    contents = {path: path.read_bytes() for path in (series("01_a", "x = 1"), series("02_b", "1 / 0"))}
+    assert run(series, "commit") == 1
+    assert {path: path.read_bytes() for path in contents} == contents
+
+
+def test_commit_does_not_overwrite_an_edit_made_meanwhile(series, capsys):
+    path = series("01_a", "x = 1")
+    edit = f'import pathlib\npath = pathlib.Path({str(path)!r})\npath.write_text(path.read_text() + " ")'
+    path = series("01_a", edit)
+    assert run(series, "commit") == 2
+    assert "01_a.ipynb was edited while it ran" in capsys.readouterr().err
+    assert nbformat.read(path, 4).cells[1].execution_count is None
+
+
+def test_commit_refuses_what_ruff_refuses(series, capfd):
+    path = series("01_a", "import os, sys\nundefined_name")
+    assert run(series, "commit") == 2
+    assert "F821" in "".join(capfd.readouterr())
+    assert not (series.runs / "default" / path.name).exists()
+
+
+def test_clean_takes_off_injected_parameters_and_widget_state():
+    injected = new_code_cell("seed = 3", metadata={"tags": ["injected-parameters"]})
+    cells = [new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]}), injected, new_markdown_cell("text")]
+    notebook = reproduce.clean(new_notebook(cells=cells, metadata={"papermill": {"a": 1}, "widgets": {"b": 2}}))
+    assert [cell.source for cell in notebook.cells] == ["seed: int = 0", "text"]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}

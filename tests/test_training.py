@@ -1,0 +1,234 @@
+"""The evidence lower bound against closed forms, the loops, the RBF fit, and resumption."""
+
+import dataclasses
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lgi import artifacts
+from lgi.datasets import optdigits
+from lgi.models import VAE, Architecture
+from lgi.training import (
+    RECIPES,
+    Recipe,
+    TrainingSettings,
+    elbo_terms,
+    evaluate,
+    fit_or_load_logistic_regression,
+    fit_rbf_precision,
+    gaussian_log_likelihood,
+    kl_to_prior,
+    place_centres,
+    train_or_load,
+    train_vae,
+)
+from lgi.zoo import restore_codes, restore_logistic_regression, restore_vae
+
+TINY = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
+QUICK = TrainingSettings(epochs=3, batch_size=64, n_centres=8, n_rbf_steps=12)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return optdigits("train", digits=(2, 4, 5, 7)).images, optdigits("validation", digits=(2, 4, 5, 7)).images
+
+
+def trained(images, settings=QUICK, **kwargs):
+    torch.manual_seed(settings.seed)
+    vae = VAE(TINY)
+    return vae, list(train_vae(vae, *images, settings, **kwargs))
+
+
+def test_likelihood_and_kl_against_torch_distributions():
+    stream = torch.Generator().manual_seed(0)
+    x, mean = torch.randn(2, 5, 2, 3, generator=stream, dtype=torch.float64)
+    std = torch.rand(5, 2, 3, generator=stream, dtype=torch.float64) + 0.1
+    expected = torch.distributions.Normal(mean, std).log_prob(x).sum((1, 2))
+    torch.testing.assert_close(gaussian_log_likelihood(x, mean, std), expected, rtol=1e-13, atol=1e-13)
+    q, p = torch.distributions.Normal(mean, std), torch.distributions.Normal(torch.zeros_like(mean), 1.0)
+    torch.testing.assert_close(kl_to_prior(mean, std), torch.distributions.kl_divergence(q, p), rtol=1e-12, atol=1e-12)
+
+
+def test_elbo_of_a_linear_gaussian_model():
+    """x | z ~ N(W z, s^2 I): with q the exact posterior the bound is log N(x; 0, W W^T + s^2 I), whatever the noise.
+
+    The posterior is diagonal because the columns of W are orthogonal.
+    """
+    stream, s = torch.Generator().manual_seed(1), 0.3
+    basis, _ = torch.linalg.qr(torch.randn(6, 2, generator=stream, dtype=torch.float64))
+    W = basis * torch.tensor([1.5, 0.7], dtype=torch.float64)
+    variance = 1 / (1 + W.square().sum(0) / s**2)
+    vae = SimpleNamespace(
+        encoder=lambda x: ((x @ W / s**2) * variance, variance.sqrt().expand(len(x), 2)),
+        decoder=lambda z: (z @ W.T, torch.full((len(z), 6), s, dtype=z.dtype)),
+    )
+    x = torch.randn(4, 6, generator=stream, dtype=torch.float64)
+    noise = torch.randn(20000, 4, 2, generator=stream, dtype=torch.float64)
+    terms = elbo_terms(vae, x, noise)
+    covariance = W @ W.T + s**2 * torch.eye(6, dtype=torch.float64)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(6, dtype=torch.float64), covariance).log_prob(x)
+    torch.testing.assert_close(terms.elbo, evidence, rtol=0, atol=0.03)
+    # E_q |x - W z|^2 in closed form: the likelihood term alone, with the Monte Carlo error of 20,000 draws
+    mean, _ = vae.encoder(x)
+    expected = -0.5 * ((x - mean @ W.T).square().sum(1) + (variance * W.square().sum(0)).sum()) / s**2
+    expected -= 6 * (math.log(s) + 0.5 * math.log(2 * math.pi))
+    torch.testing.assert_close(terms.log_likelihood, expected, rtol=0, atol=0.03)
+
+
+def test_elbo_refuses_noise_of_another_shape(images):
+    with pytest.raises(ValueError, match=r"\(n_samples, 3, 2\)"):
+        elbo_terms(VAE(TINY).eval(), images[0][:3], torch.zeros(3, 2))
+
+
+def test_training_improves_the_bound_and_reports_it(images):
+    vae, records = trained(images, dataclasses.replace(QUICK, epochs=6))
+    assert [r["epoch"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert records[-1]["elbo"] > records[0]["elbo"] + 50
+    assert not vae.training
+    again = evaluate(vae, images[1]).means()
+    for name, value in again.items():
+        assert records[-1][name] == pytest.approx(value, rel=1e-6)
+    assert again["elbo"] == pytest.approx(again["log_likelihood"] - again["kl"], rel=1e-5)
+
+
+def test_training_is_seeded(images):
+    (a, first), (b, second) = trained(images), trained(images)
+    torch.rand(7)  # the global stream must not matter
+    c, _ = trained(images, dataclasses.replace(QUICK, seed=1))
+    strip = [{k: v for k, v in r.items() if k != "seconds"} for r in first]
+    assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in second]
+    z = torch.zeros(1, 2)
+    assert torch.equal(a.decoder(z)[0], b.decoder(z)[0])
+    assert not torch.equal(a.decoder(z)[0], c.decoder(z)[0])
+
+
+def test_interrupted_training_resumes_to_the_same_model(images, tmp_path):
+    whole, expected = trained(images)
+    torch.manual_seed(QUICK.seed)
+    vae = VAE(TINY)
+    list(itertools.islice(train_vae(vae, *images, QUICK, checkpoint=tmp_path / "run"), 2))
+    torch.manual_seed(99)  # a fresh process: other initial weights, replaced by the checkpoint's
+    vae = VAE(TINY)
+    records = list(train_vae(vae, *images, QUICK, checkpoint=tmp_path / "run"))
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    assert records[-1]["elbo"] == expected[-1]["elbo"]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, vae.state_dict()[key]), key
+
+
+def test_checkpoint_of_other_settings_is_refused(images, tmp_path):
+    vae = VAE(TINY)
+    list(itertools.islice(train_vae(vae, *images, QUICK, checkpoint=tmp_path / "run"), 1))
+    other = dataclasses.replace(QUICK, learning_rate=1e-4)
+    with pytest.raises(artifacts.ArtifactError, match="run"):
+        list(train_vae(vae, *images, other, checkpoint=tmp_path / "run"))
+
+
+def test_divergence_is_an_error(images):
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        trained(images, dataclasses.replace(QUICK, learning_rate=1e6, epochs=20))
+
+
+def test_rbf_fit_beats_the_constant_and_descends(images):
+    vae, _ = trained(images, dataclasses.replace(QUICK, epochs=10))
+    constant = evaluate(vae, images[1]).means()
+    records = list(fit_rbf_precision(vae, *images, QUICK))
+    losses = [r["train_loss"] for r in records]
+    assert all(b <= a + 1e-3 for a, b in itertools.pairwise(losses))
+    assert losses[-1] < losses[0]
+    assert records[-1]["elbo"] > constant["elbo"]
+    assert records[-1]["kl"] == pytest.approx(constant["kl"], rel=1e-6)
+    std = vae.decoder(torch.tensor([[50.0, 50.0]]))[1]
+    torch.testing.assert_close(std, torch.full_like(std, QUICK.max_std))
+    assert (vae.decoder.std_net.weight >= 0).all()
+
+
+def test_rbf_fit_recovers_a_known_variance_at_each_code():
+    """Two far clusters with pixel stds 0.1 and 0.4, decoder mean 0: each centre must find the std of its own images.
+
+    The original code paired codes with residuals of other images; then both would find the mixture.
+    """
+    stream = torch.Generator().manual_seed(3)
+    vae = VAE(TINY).eval()
+    vae.encoder.forward = lambda x: (x[:, 0, 0, :2], torch.full((len(x), 2), 1e-4))
+    vae.decoder.mean_net = torch.nn.Sequential(torch.nn.Linear(2, 784), torch.nn.Unflatten(1, (1, 28, 28)))
+    torch.nn.init.zeros_(vae.decoder.mean_net[0].weight)
+    torch.nn.init.zeros_(vae.decoder.mean_net[0].bias)
+    noisy = torch.rand(3000, generator=stream) < 0.5
+    x = torch.where(noisy, 0.4, 0.1)[:, None, None, None] * torch.randn(3000, 1, 28, 28, generator=stream)
+    x[:, 0, 0, :2] = 0.01 * torch.randn(3000, 2, generator=stream)  # what the encoder above takes for the code
+    x[:, 0, 0, 0] += torch.where(noisy, 30.0, -30.0)
+    settings = dataclasses.replace(QUICK, n_centres=2, n_rbf_steps=200, min_std=0.03, bandwidth_factor=50.0)
+    list(fit_rbf_precision(vae, x, x[:10], settings))
+    for members, place in ((noisy, 30.0), (~noisy, -30.0)):
+        fitted = vae.decoder.std_net(torch.tensor([[place, 0.0]]))[0, 0, 1]  # a row of ordinary pixels
+        expected = (x[members, 0, 1].square().mean(0) + 0.03**2).sqrt()
+        torch.testing.assert_close(fitted, expected, rtol=2e-3, atol=0)
+
+
+def test_centres_of_coincident_codes_have_a_bandwidth():
+    codes = torch.tensor([[0.0, 0.0]] * 5 + [[4.0, 0.0], [4.0, 0.2]], dtype=torch.float64)
+    centres, bandwidths = place_centres(codes, 2, 2.0, 0)
+    order = centres[:, 0].argsort()
+    torch.testing.assert_close(centres[order], torch.tensor([[0.0, 0.0], [4.0, 0.1]], dtype=torch.float64))
+    half_gap = 0.5 * math.hypot(4.0, 0.1)
+    expected = torch.tensor([0.5 / (2 * half_gap) ** 2, 0.5 / (2 * 0.1) ** 2], dtype=torch.float64)
+    torch.testing.assert_close(bandwidths[order], expected)
+
+
+def test_too_few_codes_for_the_centres():
+    with pytest.raises(ValueError, match="distinct"):
+        place_centres(torch.zeros(10, 2), 3, 2.0, 0)
+
+
+def test_modes_and_settings_are_checked(images):
+    with pytest.raises(ValueError, match="train mode"):
+        evaluate(VAE(TINY), images[1])
+    with pytest.raises(ValueError, match="train mode"):
+        next(fit_rbf_precision(VAE(TINY), *images, QUICK))
+    for change in ({"epochs": 0}, {"learning_rate": -1.0}, {"min_std": 2.0}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            dataclasses.replace(QUICK, **change)
+    with pytest.raises(ValueError, match="vae1"):
+        train_or_load("vae3")
+
+
+def test_train_or_load_trains_once_and_restores(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    recipe = Recipe(dataset="optdigits", architecture=TINY, training=QUICK)
+    seen = []
+    artifact = train_or_load("vae1", recipe, device="cpu", on_record=lambda *record: seen.append(record))
+    assert artifact.source == "computed"
+    assert [s[0] for s in seen] == ["vae"] * 3 + ["rbf"] * 12
+    assert train_or_load("vae1", recipe, device="cpu").source == "cache"
+    assert not list((tmp_path / "checkpoints").iterdir())
+    result = artifact.record["evaluation"]
+    assert result["rbf_elbo"] > result["constant_elbo"]
+
+    codes, test = restore_codes(artifact), optdigits("test", digits=(2, 4, 5, 7))
+    assert torch.equal(codes.label, test.label)
+    vae = restore_vae(artifact, fused=False)
+    torch.testing.assert_close(vae.encoder(test.images)[0], codes.z, rtol=1e-5, atol=1e-5)
+    fused = restore_vae(artifact)
+    torch.testing.assert_close(fused.decoder(codes.z), vae.decoder(codes.z), rtol=1e-5, atol=1e-6)
+    constant = restore_vae(artifact, std="constant").decoder(codes.z)[1]
+    torch.testing.assert_close(constant, torch.full_like(constant, artifact.record["history"][-1]["std"]))
+    again = evaluate(restore_vae(artifact), test.images, n_samples=10).means("rbf_")
+    assert again["rbf_elbo"] == pytest.approx(result["rbf_elbo"], rel=1e-5)
+
+
+def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    artifact = fit_or_load_logistic_regression(dataset="optdigits")
+    test = optdigits("test", digits=(2, 4, 5, 7))
+    model = restore_logistic_regression(artifact)
+    assert model.accuracy(test.images, test.label) == pytest.approx(artifact.record["test_accuracy"])
+    assert artifact.record["test_accuracy"] > 0.9
+
+
+def test_recipes_are_those_of_the_paper():
+    assert all(r.architecture.latent_dim == 2 and r.digits == (2, 4, 5, 7) for r in RECIPES.values())
+    assert RECIPES["vae1"].architecture.normalisation != RECIPES["vae2"].architecture.normalisation

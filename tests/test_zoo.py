@@ -1,0 +1,102 @@
+"""The shipped models and codes: what they are, that they are whole, and what they reach on real digits."""
+
+import pytest
+import torch
+
+import lgi
+from lgi import artifacts, datasets, training, zoo
+
+
+@pytest.mark.parametrize("name", zoo.VAES)
+def test_shipped_artefacts_are_those_of_the_recipes(name):
+    """So that the default run of notebook 01 reads them instead of training."""
+    assert training.train_or_load(name).source == "shipped"
+    assert training.fit_or_load_logistic_regression().source == "shipped"
+
+
+def test_shipped_files_are_small_and_hold_no_image():
+    files = list((artifacts.data_folder() / "models").iterdir())
+    assert sum(file.stat().st_size for file in files) < 5e6
+    for name in zoo.MODELS:
+        artifact = artifacts.load(artifacts.data_folder() / "models" / name, name=name)
+        assert {"date", "versions", "command"} <= artifact.provenance.keys()
+        for key, tensor in artifact.tensors.items():
+            assert tensor.shape[-2:] != (28, 28), key
+            assert tensor.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", zoo.VAES)
+@pytest.mark.parametrize("std", ["rbf", "constant"])
+def test_shipped_decoder_is_ready_for_geometry(name, std):
+    vae = lgi.load_model(name, std=std)
+    z = lgi.load_codes(name).z[:10]
+    mean, deviation = vae.decoder(z)
+    assert mean.shape == deviation.shape == (10, 1, 28, 28)
+    assert (vae.decoder.latent_dim, vae.decoder.data_shape) == (2, (1, 28, 28))
+    assert not vae.training
+    assert not any(p.requires_grad for p in vae.parameters())
+    assert (deviation.std() < 1e-6) == (std == "constant")
+    unfused = zoo.restore_vae(
+        artifacts.load(artifacts.data_folder() / "models" / name, name=name), std=std, fused=False
+    )
+    torch.testing.assert_close(vae.decoder(z), unfused.decoder(z), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", zoo.VAES)
+def test_shipped_codes(name):
+    codes = lgi.load_codes(name)
+    n = len(codes.label)
+    assert n == 1032 + 982 + 892 + 1028  # digits 2, 4, 5, 7 of the official test set
+    assert codes.z.shape == codes.std.shape == (n, 2)
+    assert codes.label.unique().tolist() == [2, 4, 5, 7]
+    assert (codes.index.diff() > 0).all()
+    assert (codes.z.var(0) > 0.1).all()
+
+
+@pytest.mark.needs_mnist
+@pytest.mark.parametrize("name", zoo.VAES)
+def test_recorded_evaluation_is_true(name):
+    test = datasets.mnist("test")
+    artifact = training.train_or_load(name)
+    codes = lgi.load_codes(name)
+    assert torch.equal(codes.index, test.index)
+    assert torch.equal(codes.label, test.label)
+    z, std = lgi.load_model(name).encoder(test.images)
+    torch.testing.assert_close(z, codes.z, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(std, codes.std, rtol=1e-3, atol=1e-3)
+    for kind in ("constant", "rbf"):
+        again = training.evaluate(lgi.load_model(name, std=kind), test.images, n_samples=2).elbo.mean().item()
+        assert again == pytest.approx(artifact.record["evaluation"][f"{kind}_elbo"], rel=2e-3)
+
+
+@pytest.mark.needs_mnist
+def test_shipped_logistic_regression():
+    test = datasets.mnist("test")
+    model = lgi.load_model("logistic_regression")
+    accuracy = model.accuracy(test.images, test.label)
+    assert accuracy == pytest.approx(training.fit_or_load_logistic_regression().record["test_accuracy"], abs=1e-3)
+    assert accuracy > 0.96
+    logits = lgi.load_model("logistic_regression", output="logits")
+    torch.testing.assert_close(logits(test.images[:5]).softmax(1), model(test.images[:5]))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="vae1"):
+        lgi.load_model("vae9")
+    with pytest.raises(ValueError, match="vae2"):
+        lgi.load_codes("logistic_regression")
+    with pytest.raises(ValueError, match="constant"):
+        lgi.load_model("vae1", std="none")
+
+
+def test_a_damaged_model_is_refused(tmp_path, monkeypatch):
+    source = artifacts.data_folder() / "models"
+    (tmp_path / "models").mkdir()
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / "models" / f"vae2{suffix}").write_bytes((source / f"vae2{suffix}").read_bytes())
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    lgi.load_model("vae2")
+    broken = tmp_path / "models" / "vae2.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    with pytest.raises(artifacts.ArtifactError, match=r"vae2\.safetensors"):
+        lgi.load_model("vae2")
