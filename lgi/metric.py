@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -628,67 +628,69 @@ class PullbackMetric(Metric):
         return max(1, min(budget // per_point, _MOST_ROWS))
 
     def _inspect(self, z: Tensor) -> _Layout:
-        """Call the generator on a few points beside the first one, and see what it is and whether it can be used."""
+        """Call the generator at the first point and near it: see what it is, and whether it can be differentiated."""
         step = 1e-2 * (1 + z.abs().max())
         three = z + step * torch.tensor([[0.0], [1.0], [-1.0]], dtype=z.dtype, device=z.device)
         two = three[:2]
-        with torch.enable_grad():
-            leaf = two.clone().requires_grad_()
+        with torch.no_grad():
             try:
-                mean, std = self._decode(leaf)
-                value, _ = self._values(leaf)
-                other, _ = self._values(three)
+                mean, std = self._decode(two)
+                value, other = self._values(two)[0], self._values(three)[0]
             except (RuntimeError, TypeError, IndexError, AttributeError) as error:
                 raise ValueError(
                     f"the generator or the feature map failed on {_describe(two)}: {error}. The generator has "
                     f"{_describe_parameters(self.generator)}; check the last dimension, dtype and device of z"
                 ) from error
-        if not mean.requires_grad or not value.requires_grad:
-            raise ValueError(
-                f"the output of the {'feature map' if mean.requires_grad else 'generator'} is cut off from its input: "
-                "something inside disables gradients (torch.no_grad, torch.inference_mode, detach, numpy)"
-            )
-        _finite(value.detach(), two)
-        if not torch.allclose(value[0], other[0], rtol=1e-2, atol=1e-2 * float(value.detach().abs().max())):
-            raise ValueError(
-                "a point's output depends on the other points of the batch, or is random: put batch norm and dropout "
-                "in eval mode, `model.eval()`"
-            )
-        n_data, n_values = mean[0].numel(), value.shape[1]
-        layout = _Layout(
-            stochastic=std is not None,
-            n_data=n_data,
-            n_values=n_values,
-            n_features=n_values - (n_data if std is not None else 0),
-            forward=not _is_scripted(self.generator, self.feature_map),
-        )
-        if layout.forward:
-            layout = _Layout(**{**vars(layout), "forward": self._forward_agrees(two)})
-        if z.shape[-1] >= layout.n_features:
+            _finite(value, two)
+            if not torch.allclose(value, other[:2], rtol=1e-2, atol=1e-2 * float(value.abs().max())):
+                raise ValueError(
+                    "a point's output depends on the other points of the batch, or is random: put batch norm and "
+                    "dropout in eval mode, `model.eval()`"
+                )
+            n_data, n_values = mean[0].numel(), value.shape[1]
+            n_features = n_values - (0 if std is None else n_data)
+            changes = not torch.equal(value[0, :n_features], value[1, :n_features])
+            forward = self._check_derivatives(two, changes, n_features)
+        if z.shape[-1] >= n_features:
             warnings.warn(
-                f"latent dimension {z.shape[-1]} >= output dimension {layout.n_features}: the pull-back metric is "
-                "degenerate or only a change of coordinates",
+                f"latent dimension {z.shape[-1]} >= output dimension {n_features}: the pull-back metric is degenerate "
+                "or only a change of coordinates",
                 stacklevel=5,
             )
-        return layout
+        return _Layout(
+            stochastic=std is not None, n_data=n_data, n_features=n_features, n_values=n_values, forward=forward
+        )
 
-    def _forward_agrees(self, z: Tensor) -> bool:
-        """Whether forward mode works; ValueError if it contradicts reverse mode."""
+    def _check_derivatives(self, z: Tensor, changes: bool, n_features: int) -> bool:
+        """Whether forward mode works; ValueError if no derivative arrives, or if the two modes contradict each other.
+
+        Of the value (n, m) at ``z``, the first ``n_features`` are of the mean, and ``changes`` says that they vary.
+        """
         _quieten_first_jvp()
-        v = torch.ones_like(z)
-        with torch.no_grad():
-            try:
-                tangent = vmap(lambda v: self._forward(z, v)[1])(v[None])[0]
-            except (RuntimeError, NotImplementedError, ValueError):
-                return False
-            # <u, J v> = <J^T u, v>, with u = J v.
-            forward, reverse = tangent.square().sum(), (self._reverse(z)[1](tangent) * v).sum()
-        if not torch.allclose(forward, reverse, rtol=1e-2):
+        signs = 1 - 2 * (torch.arange(z.shape[-1], device=z.device) % 2).to(z)
+        directions = torch.stack([torch.ones_like(signs), signs])
+        try:
+            push = self._reverse_twice(z)[1]
+            reverse = torch.stack([push(v.expand_as(z)) for v in directions])
+        except RuntimeError as error:
+            raise ValueError(f"the generator or the feature map cannot be differentiated by torch: {error}") from error
+        forward = None
+        if not _is_scripted(self.generator, self.feature_map):
+            # What fails here has passed without derivatives before: it is forward mode that is missing.
+            with suppress(RuntimeError, ValueError):
+                forward = vmap(lambda v: self._forward(z, v.expand_as(z))[1])(directions)
+        tangents = reverse if forward is None else forward
+        if changes and not bool(tangents[..., :n_features].any()):
             raise ValueError(
-                "forward and reverse derivatives of the generator contradict each other: something inside disables "
-                "gradients (torch.no_grad), detaches a part, or has a wrong custom derivative"
+                "the output changes with z, but is cut off from it: something in the generator or the feature map "
+                "disables gradients (detach, torch.inference_mode, numpy)"
             )
-        return True
+        if not torch.allclose(tangents, reverse, rtol=1e-2, atol=1e-2 * float(tangents.abs().max())):
+            raise ValueError(
+                "forward and reverse derivatives contradict each other: something in the generator or the feature map "
+                "disables gradients (torch.no_grad), detaches a part of it, or has a wrong custom derivative"
+            )
+        return forward is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -855,7 +857,9 @@ def _in_chunks(metric: Metric, function: Callable[..., Any], *tensors: Tensor) -
     flat = [x.reshape(-1, d) for x in tensors]
     # No points have a result too, of the right trailing shape: that of one point, cut to none.
     flat = flat if n else [x.new_zeros(1, d) for x in flat]
-    record = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    # Inside a transform of torch.func, no_grad would replace derivatives (of SiLU, say) by ones that have none.
+    transformed = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
+    record = transformed or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     with torch.set_grad_enabled(record), _full_precision(z.device):
         rows = metric._prepare(flat[0][:1])
         chunks = [function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True)]
@@ -1219,7 +1223,7 @@ def metric_fields(
     ValueError
         If the axes do not fit the latent space or the metric is not finite somewhere on the grid.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     if not axes or any(axis.ndim != 1 for axis in axes):
         raise ValueError(f"expected one-dimensional axes, got shapes {[tuple(axis.shape) for axis in axes]}")

@@ -280,3 +280,46 @@ class _AxialField:
             path.append(point)
             along = middle
         return np.array(path)
+
+
+def indicatrices(ax: Axes, z: Array, tensor: Array, *, scale: float) -> None:
+    """Ellipses of all steps v with sqrt(v^T M v) = scale around points of a plane (Tissot's indicatrix, pulled back).
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    z : array, shape (n, 2)
+        Points.
+    tensor : array, shape (n, 2, 2)
+        Metric tensors M, positive definite.
+    scale : float
+        Length of the steps.
+    """
+    angle = np.linspace(0, 2 * np.pi, 60)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    for point, M in zip(np.asarray(z), np.asarray(tensor), strict=True):
+        values, vectors = np.linalg.eigh(M)
+        ellipse = point[:, None] + scale * (vectors / np.sqrt(values)) @ circle
+        ax.plot(*ellipse, color="0.7", linewidth=0.8, zorder=0.5)
+
+
+def axial_histogram(ax: Axes, theta: Array, *, bins: int = 36, **looks: Any) -> None:
+    """Polar histogram of axes: each counts in both of its directions.
+
+    Parameters
+    ----------
+    ax : matplotlib axes with polar projection
+        Where.
+    theta : array, shape (n,)
+        Angles in radians, up to multiples of pi.
+    bins : int
+        Bars around the circle, even.
+    **looks
+        For ``bar`` (``color``, ``alpha``).
+    """
+    folded = np.asarray(theta) % np.pi
+    counts, edges = np.histogram(np.concatenate([folded, folded + np.pi]), bins, range=(0, 2 * np.pi))
+    # Radius by root: the area of a bar, not its length, is what the eye compares.
+    ax.bar(edges[:-1], np.sqrt(counts / len(folded)), width=np.diff(edges), align="edge", **looks)
+    ax.set(yticks=[], xticks=np.arange(0, 2 * np.pi, np.pi / 4))

@@ -107,3 +107,20 @@ def test_field_draws_values_at_their_coordinates(ax):
     mesh = plots.field(ax, [0, 1, 2], [0, 1], values, "value")
     np.testing.assert_array_equal(mesh.get_array(), values)
     assert ax.figure.axes[1].get_ylabel() == "value"
+
+
+def test_indicatrices_are_steps_of_equal_length(ax):
+    M = np.array([[[4.0, 1.0], [1.0, 2.0]], [[1.0, 0.0], [0.0, 9.0]]])
+    z = np.array([[0.0, 0.0], [3.0, -1.0]])
+    plots.indicatrices(ax, z, M, scale=0.2)
+    for line, point, tensor in zip(ax.lines, z, M, strict=True):
+        step = line.get_xydata() - point
+        np.testing.assert_allclose(np.einsum("ni,ij,nj->n", step, tensor, step), 0.04)
+
+
+def test_axial_histogram_counts_an_axis_in_both_directions():
+    figure, ax = plt.subplots(subplot_kw={"projection": "polar"})
+    plots.axial_histogram(ax, [0.1, 0.1 + np.pi, 1.0], bins=8)
+    areas = np.array([bar.get_height() ** 2 for bar in ax.patches])
+    np.testing.assert_allclose(areas, [2 / 3, 1 / 3, 0, 0] * 2)
+    plt.close(figure)

@@ -1,0 +1,378 @@
+"""Length, energy and fields: closed forms, convergence, and the inequality that both share."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from analytic import (
+    SURFACE,
+    SURFACES,
+    AffineDecoder,
+    Surface,
+    half_plane_distance,
+    half_plane_metric,
+    parabola_length,
+    sphere_line_length,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lgi.metric import (
+    Metric,
+    PullbackMetric,
+    curve_energy,
+    curve_length,
+    curve_length_error,
+    energy_and_gradient,
+    metric_fields,
+)
+from lgi.spline import CubicBSpline
+
+
+class Analytic:
+    """Curve given by a function of t, without knots."""
+
+    dtype = torch.float64
+
+    def __init__(self, position: Callable[[Tensor], Tensor]) -> None:
+        self.position = position
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.position(t)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.func.jvp(self.position, (t,), (torch.ones_like(t),))[1]
+
+
+def line(start: list[float], end: list[float], n_control: int = 4) -> CubicBSpline:
+    return CubicBSpline.line(*(torch.tensor(p, dtype=torch.float64) for p in (start, end)), n_control)
+
+
+def random_splines(n: int, n_control: int, surface: Surface, seed: int = 0) -> CubicBSpline:
+    return CubicBSpline(surface.sample(n * n_control, seed).reshape(n, n_control, 2))
+
+
+def smooth_splines(n: int, n_control: int, surface: Surface) -> CubicBSpline:
+    """Bent lines: far from stopping anywhere, where the speed is not smooth."""
+    low, high = torch.tensor(surface.low, dtype=torch.float64), torch.tensor(surface.high, dtype=torch.float64)
+    span = high - low
+    line = CubicBSpline.line(low + 0.1 * span, high - 0.1 * span, n_control)
+    bend = torch.randn(n, n_control, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return CubicBSpline(line.control_points + 0.01 * span * bend)
+
+
+def surface_metric(name: str) -> PullbackMetric:
+    return PullbackMetric(SURFACE[name].embed)
+
+
+def relative(a: Tensor, b: Tensor | float) -> float:
+    b = torch.as_tensor(b, dtype=torch.float64)
+    return float(((a - b) / b).abs().max())
+
+
+# ---- lengths in closed form, 256 nodes, 1e-8 ----
+
+
+def test_circles_of_latitude() -> None:
+    z = torch.tensor([0.9, -1.0], dtype=torch.float64)
+    length = curve_length(surface_metric("sphere"), line([0.9, -1.0], [0.9, 1.0]))
+    assert relative(length, sphere_line_length(z, 2.0)) <= 1e-12
+
+
+@pytest.mark.parametrize("n_control", [4, 5, 11])
+@pytest.mark.parametrize(
+    ("name", "start", "end"),
+    [
+        ("cylinder", [-1.0, -2.0], [1.4, 1.5]),
+        ("swiss_roll", [1.5, -1.0], [9.0, -1.0]),
+        ("swiss_roll", [2.0, -1.0], [2.0, 1.0]),
+        ("sphere", [0.6, 0.3], [2.5, 0.3]),
+        ("plane", [-2.0, 1.0], [1.0, 2.0]),
+    ],
+)
+def test_lines_that_are_geodesics(name: str, start: list[float], end: list[float], n_control: int) -> None:
+    curve = line(start, end, n_control)
+    ends = curve(torch.tensor([0.0, 1.0]))
+    distance = SURFACE[name].distance
+    assert distance is not None
+    assert relative(curve_length(surface_metric(name), curve), distance(ends[0], ends[1])) <= 1e-8
+
+
+def test_parabola() -> None:
+    assert relative(curve_length(surface_metric("paraboloid"), line([0, 0], [0.6, 0.8])), parabola_length(1.0)) <= 1e-12
+
+
+def test_great_circle_off_the_coordinate_lines() -> None:
+    """A curve object without knots: the great circle between two points, in polar coordinates."""
+    surface = SURFACE["sphere"]
+    a, b = torch.tensor([[0.8, -0.9], [1.9, 0.7]], dtype=torch.float64)
+    x, y = (nn.functional.normalize(surface.embed(p), dim=-1) for p in (a, b))
+
+    def position(t: Tensor) -> Tensor:
+        p = nn.functional.normalize((1 - t)[:, None] * x + t[:, None] * y, dim=-1)
+        return torch.stack([torch.acos(p[:, 2]), torch.atan2(p[:, 1], p[:, 0])], dim=-1)
+
+    assert surface.distance is not None
+    assert relative(curve_length(surface_metric("sphere"), Analytic(position)), surface.distance(a, b)) <= 1e-8
+
+
+def test_half_plane_geodesic() -> None:
+    """An explicit metric; the geodesic is a half circle around a point of the x axis."""
+
+    def position(t: Tensor) -> Tensor:
+        angle = 0.3 + 2.0 * t
+        return torch.stack([1.5 * angle.cos(), 1.5 * angle.sin()], dim=-1)
+
+    a, b = position(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert relative(curve_length(half_plane_metric(), Analytic(position)), half_plane_distance(a, b)) <= 1e-8
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda s: s.name)
+def test_splines_with_knots_against_a_fine_polygon(surface: Surface) -> None:
+    """Independent of all that is tested: chords of the embedded curve, extrapolated."""
+    curve = smooth_splines(5, 9, surface)
+
+    def chords(n: int) -> Tensor:
+        points = surface.embed(curve(torch.linspace(0, 1, n + 1, dtype=torch.float64)))
+        return torch.linalg.vector_norm(points.diff(dim=-2), dim=-1).sum(-1)
+
+    coarse, fine = chords(6 * 2000), chords(6 * 4000)
+    assert relative(curve_length(PullbackMetric(surface.embed), curve), fine + (fine - coarse) / 3) <= 1e-8
+
+
+def test_convergence_is_faster_than_any_power() -> None:
+    """Nodes on the knot spans; across the knots, where the third derivative jumps, it would stall near 1e-6."""
+    metric, curve = surface_metric("torus"), smooth_splines(4, 8, SURFACE["torus"])
+    exact = curve_energy(metric, curve, 640)
+    errors = [relative(curve_energy(metric, curve, 5 * n), exact) for n in (4, 8, 16, 32)]
+    assert errors[1] < 0.05 * errors[0]
+    assert errors[2] < 1e-3 * errors[1]
+    assert errors[3] < 1e-11
+
+
+def test_energy_of_constant_and_of_linear_speed() -> None:
+    decoder = AffineDecoder.random()
+    metric, curve = PullbackMetric(decoder), line([0, 0], [1, 2])
+    distance = decoder.distance(*curve(torch.tensor([0.0, 1.0])))
+    assert relative(curve_energy(metric, curve), distance**2) <= 1e-13
+    squared = Analytic(lambda t: (t**2)[:, None] * torch.tensor([1.0, 2.0], dtype=torch.float64))
+    # |d(t^2)/dt|^2 = 4 t^2, whose integral is 4/3.
+    assert relative(curve_length(metric, squared), distance) <= 1e-13
+    assert relative(curve_energy(metric, squared), 4 / 3 * distance**2) <= 1e-13
+
+
+# ---- properties ----
+
+
+@settings(max_examples=60)
+@given(st.integers(4, 12), st.integers(1, 60), st.integers(0, 1000), st.sampled_from(SURFACES))
+def test_squared_length_never_exceeds_energy(n_control: int, n_t: int, seed: int, surface: Surface) -> None:
+    metric, curve = PullbackMetric(surface.embed), random_splines(3, n_control, surface, seed)
+    for any_curve in (curve, curve.control_points):
+        length, energy = curve_length(metric, any_curve, n_t), curve_energy(metric, any_curve, n_t)
+        assert (length**2 <= energy * (1 + 1e-14)).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1000), st.floats(0.1, 10))
+def test_scaling_the_output_scales_the_length(seed: int, factor: float) -> None:
+    surface = SURFACE["torus"]
+    curve = random_splines(2, 6, surface, seed)
+    scaled = curve_length(PullbackMetric(lambda z: factor * surface.embed(z)), curve)
+    assert relative(scaled, factor * curve_length(PullbackMetric(surface.embed), curve)) <= 1e-12
+
+
+def test_length_does_not_depend_on_the_parametrisation() -> None:
+    metric, curve = surface_metric("paraboloid"), smooth_splines(1, 4, SURFACE["paraboloid"])
+
+    def slower(t: Tensor) -> Tensor:
+        # Bernstein's polynomials at t (1 + t) / 2, differentiable in t as the cached basis is not.
+        u = (t * (1 + t) / 2)[:, None]
+        weights = torch.cat([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3], dim=1)
+        return weights @ curve.control_points[0]
+
+    assert relative(curve_length(metric, Analytic(slower)), curve_length(metric, curve)) <= 1e-8
+    assert curve_energy(metric, Analytic(slower)) != curve_energy(metric, curve)
+
+
+def test_knot_insertion_changes_neither() -> None:
+    metric, curve = surface_metric("torus"), smooth_splines(4, 6, SURFACE["torus"])
+    for measure in (curve_length, curve_energy):
+        assert relative(measure(metric, curve.insert_knot()), measure(metric, curve)) <= 1e-9
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
+def test_leading_dimensions(leading: tuple[int, ...]) -> None:
+    points = SURFACE["sphere"].sample(math.prod(leading) * 5).reshape(*leading, 5, 2)
+    for curve in (CubicBSpline(points), points):
+        for measure in (curve_length, curve_energy, curve_length_error):
+            assert measure(surface_metric("sphere"), curve).shape == leading
+    energy, gradient = energy_and_gradient(surface_metric("sphere"), CubicBSpline(points))
+    assert energy.shape == leading
+    assert gradient.shape == points.shape
+
+
+def test_curves_of_a_batch_do_not_see_each_other() -> None:
+    metric, curve = surface_metric("sphere"), random_splines(4, 6, SURFACE["sphere"])
+    single = torch.stack([curve_length(metric, CubicBSpline(p)) for p in curve.control_points])
+    assert relative(curve_length(metric, curve), single) <= 1e-13
+
+
+def test_float32_stays_float32() -> None:
+    curve = CubicBSpline(SURFACE["sphere"].sample(6).float())
+    length = curve_length(surface_metric("sphere"), curve)
+    assert length.dtype == torch.float32
+    exact = curve_length(surface_metric("sphere"), CubicBSpline(curve.control_points.double()))
+    assert relative(length.double(), exact) <= 1e-6
+
+
+def test_error_estimate_is_of_the_size_of_the_error() -> None:
+    metric, curve = surface_metric("torus"), smooth_splines(6, 5, SURFACE["torus"])
+    exact = curve_length(metric, curve, 1000)
+    for n_t in (8, 12, 16):
+        error = (curve_length(metric, curve, n_t) - exact).abs()
+        assert (curve_length_error(metric, curve, n_t) - error).abs().max() <= 0.3 * error.max()
+
+
+# ---- paths of points ----
+
+
+def test_path_of_points_is_the_sum_of_its_pieces() -> None:
+    metric = surface_metric("sphere")
+    points = SURFACE["sphere"].sample(2 * 6).reshape(2, 6, 2)
+    pieces = torch.stack(
+        [
+            curve_length(metric, CubicBSpline.line(a, b))
+            for a, b in zip(points.unbind(1)[:-1], points.unbind(1)[1:], strict=True)
+        ]
+    )
+    assert relative(curve_length(metric, points, 500), pieces.sum(0)) <= 1e-10
+    energies = torch.stack(
+        [
+            curve_energy(metric, CubicBSpline.line(a, b))
+            for a, b in zip(points.unbind(1)[:-1], points.unbind(1)[1:], strict=True)
+        ]
+    )
+    # Each piece takes a fifth of the time, at five times the speed.
+    assert relative(curve_energy(metric, points, 500), 5 * energies.sum(0)) <= 1e-10
+
+
+def test_fewer_nodes_than_pieces_still_cover_all() -> None:
+    points = torch.rand(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    length = torch.linalg.vector_norm(points.diff(dim=0), dim=-1).sum()
+    assert relative(curve_length(surface_metric("plane"), points, n_t=3), length) <= 1e-12
+
+
+def test_path_gradients() -> None:
+    points = SURFACE["torus"].sample(5).requires_grad_()
+    metric = surface_metric("torus")
+    assert torch.autograd.gradcheck(partial(curve_energy, metric, n_t=16), (points,))
+
+
+# ---- gradient of the energy ----
+
+
+def decoder_with_features() -> Metric:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mean = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6)).double()
+        std = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.Softplus()).double()
+        features = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1)).double()
+    features[0].weight.data *= 5
+    return PullbackMetric(lambda z: (mean(z), std(z)), features)
+
+
+@pytest.mark.parametrize("make", [decoder_with_features, partial(surface_metric, "torus"), half_plane_metric])
+def test_energy_gradient(make: Callable[[], Metric]) -> None:
+    metric = make()
+    points = (0.3 * torch.randn(3, 7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).exp()
+    energy, gradient = energy_and_gradient(metric, CubicBSpline(points), 40)
+    assert relative(energy, curve_energy(metric, CubicBSpline(points), 40)) <= 1e-13
+    assert not energy.requires_grad
+    assert not gradient.requires_grad
+    leaf = points.clone().requires_grad_()
+    (automatic,) = torch.autograd.grad(curve_energy(metric, CubicBSpline(leaf), 40).sum(), leaf)
+    assert (gradient - automatic).abs().max() <= 1e-12 * gradient.abs().max()
+    h = 1e-5
+    for i, j in ((0, 0), (2, 1), (6, 1)):
+        step = torch.zeros_like(points)
+        step[:, i, j] = h
+        plus, minus = (curve_energy(metric, CubicBSpline(points + s), 40) for s in (step, -step))
+        assert (gradient[:, i, j] - (plus - minus) / (2 * h)).abs().max() <= 1e-6 * gradient.abs().max()
+
+
+def test_a_curve_that_requires_gradients_keeps_its_graph_out() -> None:
+    points = SURFACE["torus"].sample(5).requires_grad_()
+    energy, gradient = energy_and_gradient(surface_metric("torus"), CubicBSpline(points), 16)
+    assert not energy.requires_grad
+    assert not gradient.requires_grad
+    assert points.grad is None
+
+
+# ---- fields ----
+
+
+def test_fields_of_a_torus() -> None:
+    surface = SURFACE["torus"]
+    axes = [torch.linspace(-3, 3, 7, dtype=torch.float64), torch.linspace(-1, 1, 4, dtype=torch.float64)]
+    fields = metric_fields(surface_metric("torus"), axes, batch_size=5, progress=False)
+    M = surface.tensor(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))
+    values = torch.linalg.eigvalsh(M)
+    assert fields.log_volume.shape == fields.log_condition.shape == (7, 4)
+    assert (fields.eigenvalues - values).abs().max() <= 1e-12
+    assert (M @ fields.eigenvectors - fields.eigenvectors * fields.eigenvalues[..., None, :]).abs().max() <= 1e-12
+    assert (fields.log_volume - torch.linalg.det(M).log() / 2).abs().max() <= 1e-12
+    assert (fields.log_condition - (values[..., 1] / values[..., 0]).log10()).abs().max() <= 1e-12
+    # The first index belongs to the first axis: along the tube the volume changes, around the axis it does not.
+    assert fields.log_volume.std(0).min() > 0.1
+    assert fields.log_volume.std(1).max() <= 1e-12
+    assert all(torch.equal(a, b) for a, b in zip(fields.axes, axes, strict=True))
+
+
+def test_fields_agree_with_the_methods_in_three_dimensions() -> None:
+    decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6))
+    metric, axes = PullbackMetric(decoder), [torch.linspace(-1, 1, n) for n in (3, 4, 5)]
+    fields = metric_fields(metric, axes, progress=False)
+    z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    assert fields.log_volume.shape == (3, 4, 5)
+    assert fields.eigenvectors.dtype == torch.float32
+    assert not fields.eigenvalues.requires_grad
+    np.testing.assert_allclose(fields.log_volume, metric.log_volume(z), rtol=1e-5)
+    np.testing.assert_allclose(fields.log_condition, metric.log_condition(z), rtol=1e-5)
+    np.testing.assert_allclose(fields.eigenvalues, metric.eigh(z)[0], rtol=1e-5)
+
+
+def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = [torch.linspace(0, 1, 3)] * 2
+    metric_fields(surface_metric("torus"), axes, progress=True)
+    assert "9/9" in capsys.readouterr().err
+    metric_fields(surface_metric("torus"), axes)
+    assert capsys.readouterr().err == ""
+
+
+# ---- errors ----
+
+
+def test_wrong_curves() -> None:
+    metric = surface_metric("sphere")
+    with pytest.raises(ValueError, match="n_t = 0"):
+        curve_length(metric, line([1, 0], [2, 0]), n_t=0)
+    for points in (torch.zeros(2), torch.zeros(1, 2), torch.zeros(3, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="path of floating-point points"):
+            curve_length(metric, points)
+    with pytest.raises(ValueError, match=r"z itself is not finite"):
+        curve_length(metric, torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]))
+
+
+def test_wrong_axes() -> None:
+    for axes in ([], [torch.zeros(2, 2), torch.zeros(3)]):
+        with pytest.raises(ValueError, match="one-dimensional axes"):
+            metric_fields(surface_metric("sphere"), axes)
+    metric = surface_metric("sphere")
+    metric.tensor(torch.ones(2))
+    with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape"):
+        metric_fields(metric, [torch.linspace(0, 1, 3)] * 3)

@@ -1,0 +1,220 @@
+"""Wrong generators, feature maps and points: each a clear error or warning, none a wrong number."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lgi.metric import ConformalMetric, ExplicitMetric, PullbackMetric
+
+
+def generator(z: Tensor) -> Tensor:
+    return torch.stack([z[:, 0].sin(), z[:, 1].exp(), z.prod(1), z[:, 0] ** 2], dim=1)
+
+
+LINEAR = nn.Linear(2, 8)
+Z = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.5, 0.2]])
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(8), nn.Dropout(0.5), nn.RReLU()], ids=lambda layer: type(layer).__name__
+)
+def test_train_mode(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(2, 8), layer, nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
+        PullbackMetric(model)
+    with pytest.raises(ValueError, match="train mode"):
+        PullbackMetric(generator, nn.Sequential(nn.Linear(4, 8), layer))
+    metric = PullbackMetric(model.eval())
+    metric.tensor(Z)
+    model.train()
+    with pytest.raises(ValueError, match="train mode"):
+        metric.tensor(Z)
+    # A module whose output does not depend on the mode may stay in it.
+    PullbackMetric(nn.Sequential(nn.Linear(2, 8), nn.Tanh()).train()).tensor(Z)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
+def test_train_mode_hidden_in_a_function(layer: nn.Module) -> None:
+    model = nn.Sequential(LINEAR, layer)
+    with pytest.raises(ValueError, match="depends on the other points of the batch, or is random"):
+        PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)
+
+
+def frozen(z: Tensor) -> Tensor:
+    with torch.no_grad():
+        return generator(z)
+
+
+def inference(z: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return generator(z)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (frozen, "contradict.*no_grad"),
+        (inference, "cannot be differentiated by torch.*inference"),
+        (lambda z: generator(z.detach()), "cut off.*detach"),
+        (lambda z: torch.from_numpy(z.numpy() ** 2).repeat(1, 2), "cannot be differentiated by torch"),
+        (lambda z: (generator(z), frozen(z)), "contradict.*no_grad"),
+        (lambda z: generator(z).sum(0), r"n = 2 rows.*\(4,\).*batch"),
+        (lambda z: generator(z).sum(), r"n = 2 rows.*\(\)"),
+        (lambda z: generator(z).T, r"n = 2 rows.*\(4, 2\)"),
+        (lambda z: generator(z) - generator(z).mean(0), "depends on the other points"),
+        (lambda z: (generator(z), torch.ones(len(z), 1)), r"mean \(2, 4\) and std \(2, 1\)"),
+        (lambda z: (generator(z),) * 3, r"pair \(mean, std\), got torch.float32 of shape \(2, 4\).*, torch"),
+        (lambda z: {"mean": generator(z)}, "got a dict"),
+        (lambda z: generator(z).long(), "got torch.int64"),
+        (lambda z: None, "got a NoneType"),
+        (lambda z: generator(z) / 0, r"NaN or infinity"),
+        (lambda z: generator(z) * torch.nan, r"NaN or infinity"),
+    ],
+)
+def test_wrong_generators(wrong: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        PullbackMetric(wrong).tensor(Z)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: x.sum(0), r"feature map to return n = 2 rows for an input of shape \(2, 4\), got \(4,\)"),
+        (lambda x: x.repeat(2, 1), r"n = 2 rows.*\(4, 4\)"),
+        (lambda x: x.detach(), "cut off"),
+        (lambda x: (x, x), "got a tuple"),
+        (lambda x: x[:, :3] @ torch.ones(4, 2), "failed on torch.float32 of shape"),
+        (lambda x: x.argmax(1), "got torch.int64"),
+    ],
+)
+def test_wrong_feature_maps(wrong: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PullbackMetric(generator, wrong).tensor(Z)
+
+
+def test_nan_away_from_the_first_point_is_named() -> None:
+    metric = PullbackMetric(lambda z: torch.stack([z[:, 0].sqrt(), z[:, 1], z[:, 1]], dim=1))
+    good = torch.tensor([[0.5, 0.0], [2.0, 1.0]])
+    metric.tensor(good)
+    bad = torch.cat([good, torch.tensor([[-1.0, 3.0], [-2.0, 3.0]])]).reshape(2, 2, 2)
+    for method in (metric.tensor, metric.eigh, metric.log_volume, metric.log_condition):
+        with pytest.raises(ValueError, match=r"at 2 of 4 points, first z = \[-1.0, 3.0\]: the generator gives NaN"):
+            method(bad)
+    for method in (metric.speed, metric.squared_speed, metric.apply):
+        with pytest.raises(ValueError, match=r"first z = \[-1.0, 3.0\]"):
+            method(bad, torch.ones(2))
+    with pytest.raises(ValueError, match="z itself is not finite"):
+        metric.tensor(torch.tensor([[torch.nan, 0.0]]))
+    # A solver refuses a step by itself, without losing the other curves of its batch.
+    value, _, _ = metric.squared_speed_and_gradient(bad, bad)
+    assert value.isfinite().tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.zeros(3, 2, dtype=torch.int64), r"torch.int64 of shape \(3, 2\).*use z.float\(\)"),
+        (torch.zeros(3, 3), r"expected points z \(\.\.\., 2\), got shape \(3, 3\)"),
+        (torch.tensor(1.0), r"got shape \(\)"),
+        ([[0.0, 1.0]], "got a list"),
+    ],
+)
+def test_wrong_points(z: Any, message: str) -> None:
+    for metric in (PullbackMetric(generator, latent_dim=2), ExplicitMetric(lambda z: z, latent_dim=2)):
+        with pytest.raises(ValueError, match=message):
+            metric.tensor(z)
+
+
+def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
+    class Model(nn.Linear):
+        latent_dim = 2
+
+    with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
+        PullbackMetric(Model(2, 4)).tensor(torch.zeros(3, 5))
+    metric = PullbackMetric(LINEAR)
+    with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(2, 5\).*check the last dimension"):
+        metric.tensor(torch.zeros(3, 5))
+    metric.tensor(Z)
+    with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
+        metric.tensor(torch.zeros(3, 5))
+
+
+def test_another_dtype_than_the_generator() -> None:
+    with pytest.raises(
+        ValueError, match=r"torch.float64.*parameters torch.float32 on cpu; check the last dimension, dtype"
+    ):
+        PullbackMetric(LINEAR).tensor(Z.double())
+
+
+@pytest.mark.parametrize(
+    ("v", "message"),
+    [
+        (torch.zeros(3, 3), r"same d, got \(3, 2\) and \(3, 3\)"),
+        (torch.zeros(4, 2), r"z \(3, 2\) and v \(4, 2\) cannot be broadcast"),
+        (torch.zeros(3, 2, dtype=torch.float64), "one dtype"),
+        (None, "got torch.float32 of shape .* and a NoneType"),
+    ],
+)
+def test_wrong_vectors(v: Any, message: str) -> None:
+    metric = PullbackMetric(generator)
+    for method in (metric.speed, metric.squared_speed, metric.apply, metric.pull, metric.squared_speed_and_gradient):
+        with pytest.raises(ValueError, match=message):
+            method(Z, v)
+
+
+@pytest.mark.parametrize("n_output", [1, 2])
+def test_output_not_larger_than_the_latent_space(n_output: int) -> None:
+    metric = PullbackMetric(lambda z: generator(z)[:, :n_output])
+    with pytest.warns(UserWarning, match=f"latent dimension 2 >= output dimension {n_output}"):
+        metric.tensor(Z)
+    # Once for each metric, not for each call.
+    metric.tensor(Z)
+
+
+def test_dead_output_is_degenerate_and_not_an_error() -> None:
+    """A constant output is a metric of zeros, not one cut off from its input."""
+    metric = PullbackMetric(lambda z: torch.relu(generator(z) - 100))
+    assert metric.tensor(Z).abs().max() == 0
+    assert metric.log_volume(Z).tolist() == [-torch.inf] * 3
+
+
+def test_wrong_settings() -> None:
+    for setting in ({"latent_dim": 0}, {"chunk_size": 0}, {"n_probes": -1}):
+        with pytest.raises(ValueError, match=rf"{next(iter(setting))} to be at least 1"):
+            PullbackMetric(generator, **setting)
+    for wrong in ((3,), (generator, 3)):
+        with pytest.raises(ValueError, match="expected callables"):
+            PullbackMetric(*wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no feature map"):
+        PullbackMetric(generator).feature_diagonal(Z)
+
+
+def test_wrong_explicit_and_conformal_metrics() -> None:
+    with pytest.raises(ValueError, match=r"M\(z\) of shape \(1, 2, 2\) for z of shape \(1, 2\), got .* \(1, 2\)"):
+        ExplicitMetric(lambda z: z).tensor(Z)
+    skew = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="symmetric"):
+        ExplicitMetric(lambda z: skew.expand(len(z), 2, 2)).speed(Z, Z)
+    for factor in (lambda z: z, lambda z: -torch.ones(len(z)), lambda z: 2.0):
+        with pytest.raises(ValueError, match="positive factor of shape"):
+            ConformalMetric(PullbackMetric(generator), factor).tensor(Z)
+    with pytest.raises(ValueError, match="one latent space, got 2 and 3"):
+        PullbackMetric(generator, latent_dim=2) + PullbackMetric(generator, latent_dim=3)
+    with pytest.raises(TypeError):
+        PullbackMetric(generator) + 1  # type: ignore[operator]
+
+
+def test_first_forward_derivative_of_a_process_is_quiet() -> None:
+    """torch's own deprecation of torch.jit.script comes with the first jvp; nobody who uses lgi should see it."""
+    code = (
+        "import warnings; warnings.simplefilter('error'); import torch; from lgi.metric import PullbackMetric; "
+        "print(PullbackMetric(lambda z: torch.cat([z, z**2], 1)).tensor(torch.ones(2)).trace().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "10.0"
