@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -69,6 +69,21 @@ class SolverSettings:
     chunk_size: int | None = None
     seed: int = 0
     progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", get_args(Method)), ("starts", get_args(Starts))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        least = {"n_control": 4, "n_iterations": 0, "nodes": 4, "n_starts": 1, "n_neighbours": 1, "chunk_size": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"expected {name} to be at least {low}, got {value}")
+        if not (self.tolerance > 0 and self.length_tolerance > 0):
+            raise ValueError(
+                f"expected positive tolerances, got tolerance {self.tolerance} and length_tolerance "
+                f"{self.length_tolerance}"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -160,6 +175,17 @@ class _Sample:
     v_gradient: Tensor | None = None
     gram: Tensor | None = None  # (c, n, d, n, d), J_k^T J_l of all pairs of nodes; without an embedding (c, n, d, d), M
 
+    def at(self, chosen: Tensor) -> _Sample:
+        """Sample of some of the curves."""
+        fields: dict[str, Any] = {name: x for name, x in vars(self).items() if x is not None and name != "gram"}
+        return _Sample(**{name: x[chosen] for name, x in fields.items()})
+
+    def put(self, chosen: Tensor, other: _Sample) -> None:
+        """Replace what is known of some curves, but for the metric."""
+        for name, x in vars(other).items():
+            if x is not None:
+                getattr(self, name)[chosen] = x
+
     def gradient(self, points: Tensor, velocities: Tensor) -> Tensor:
         """With respect to the free coordinates of bases (n, n_free), (c, f)."""
         assert self.z_gradient is not None
@@ -235,8 +261,8 @@ class _Problem:
         return _Sample(s @ weights, s.clamp_min(0).sqrt() @ weights, z_gradient, v_gradient, gram)
 
     def norm(self, grid: _Grid, knots: Tensor, gram: Tensor) -> Tensor:
-        """``integral of B'_i M B'_j dt`` (c, f, f), with the metric at the nodes."""
-        M = torch.einsum("ckakb->ckab", gram) if self.embedded else gram
+        """``integral of B'_i M B'_j dt`` (c, f, f), with the metric at the nodes, (c, n, d, d) or the Gram blocks."""
+        M = torch.einsum("ckakb->ckab", gram) if gram.ndim == 5 else gram
         dB = self.basis(grid, knots)[1][:, 1:-1]
         scaled = grid.nodal_weights.to(self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
         return torch.einsum("kij,ckab->ciajb", scaled, M).flatten(3, 4).flatten(1, 2)
@@ -264,26 +290,34 @@ def _interpolated(gram: Tensor, source: _Grid, target: _Grid) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _dual_norm(norm: Tensor, gradient: Tensor) -> Tensor:
-    """``sqrt(g^T N^-1 g)`` (c,); directions that ``N`` does not see do not count."""
-    return (gradient * _solve(norm, gradient)).sum(-1).clamp_min(0).sqrt()
+def _solve(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Solutions (c, f) of symmetric systems, and where the matrix (c, f, f) is not positive definite (c,)."""
+    size = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny)
+    # Variations that the metric does not see would make the matrix singular.
+    ridge = 1e-10 * size[:, None, None] * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(matrix + ridge)
+    return torch.cholesky_solve(vector[..., None], factor)[..., 0], failed > 0
 
 
-def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Solution of positive semi-definite systems (c, f, f), (c, f), slightly regularised."""
-    # An absolute floor too: of a constant generator the matrix is zero.
-    ridge = 1e-12 * matrix.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(matrix.dtype).tiny
-    shifted = matrix + ridge[:, None, None] * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    if bool(failed.any()):
-        bad = failed > 0
-        values, vectors = torch.linalg.eigh(shifted[bad])
-        values = values.clamp_min(1e-10 * values[:, -1:].clamp_min(torch.finfo(matrix.dtype).tiny))
-        factor[bad] = torch.linalg.cholesky_ex(vectors @ (values[:, :, None] * vectors.mT))[0]
-    return torch.cholesky_solve(vector[..., None], factor)[..., 0]
+def _residual(norm: Tensor, gradient: Tensor, energy: Tensor) -> Tensor:
+    """Relative projected gradient ``sqrt(g^T N^-1 g / (4 E))`` (c,)."""
+    squared = (gradient * _solve(norm, gradient)[0]).sum(-1).clamp_min(0)
+    return (squared / (4 * energy).clamp_min(torch.finfo(energy.dtype).tiny)).sqrt()
 
 
-class _GaussNewton:
+class _Minimiser(ABC):
+    """Proposes steps for a group of c curves with f free coordinates, and learns from what became of them."""
+
+    @abstractmethod
+    def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy that they promise (l,)."""
+
+    @abstractmethod
+    def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
+        """Take in the change of the gradient along a step, and which part of the promised decrease came true."""
+
+
+class _GaussNewton(_Minimiser):
     """Trust-region Newton steps: Gauss-Newton matrix of the start, improved by secants, damped for each curve.
 
     ``(H + lambda 2 N) step = -gradient``. The Gauss-Newton matrix lacks the second derivatives of the embedding; each
@@ -296,22 +330,15 @@ class _GaussNewton:
         self.damping = hessian.new_zeros(len(hessian))
 
     def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy they promise (l,)."""
-        H, N, damping = self.hessian[live], self.norm[live], self.damping[live, None, None]
-        ridge = 1e-10 * N.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(N.dtype).tiny
-        eye = torch.eye(N.shape[-1], dtype=N.dtype, device=N.device)
-        factor, failed = torch.linalg.cholesky_ex(H + 2 * damping * N + ridge[:, None, None] * eye)
-        indefinite = failed > 0
-        step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+        H, N, damping = self.hessian[live], self.norm[live], self.damping[live]
+        step, indefinite = _solve(H + 2 * damping[:, None, None] * N, gradient)
         if bool(indefinite.any()):
-            # Without a minimum of the model the energy's own metric gives the direction.
-            step[indefinite] = -_solve(2 * (1 + damping[indefinite]) * N[indefinite], gradient[indefinite])
+            # Where the model has no minimum, the energy's own metric gives the direction.
+            step[indefinite] = _solve(2 * N[indefinite], gradient[indefinite])[0] / (1 + damping[indefinite, None])
         curvature = (step * (H @ step[..., None])[..., 0]).sum(-1)
-        promised = -(gradient * step).sum(-1) - curvature.where(~indefinite, 0) / 2
-        return step, promised
+        return -step, (gradient * step).sum(-1) - curvature.where(~indefinite, 0) / 2
 
     def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
-        """Take in the change of gradient along a step, and how well the promise was kept."""
         H = self.hessian[live]
         error = change - (H @ step[..., None])[..., 0]
         curvature = (error * step).sum(-1)
@@ -324,3 +351,836 @@ class _GaussNewton:
         less = torch.where(damping < 0.1, 0, damping / 4)
         more = (4 * damping).clamp_min(0.5)
         self.damping[live] = torch.where(quality > 0.75, less, torch.where(quality > 0.25, damping, more))
+
+
+class _LBFGS(_Minimiser):
+    """Limited-memory quasi-Newton steps (Nocedal 1980), preconditioned by the spline's stiffness, with backtracking."""
+
+    memory = 10
+
+    def __init__(self, stiffness: Tensor, ratio: Tensor, d: int) -> None:
+        self.inverse = torch.linalg.inv(stiffness)
+        self.d = d
+        # For a metric that is everywhere the identity over `ratio`, the Hessian is 2 K / ratio.
+        self.scale = ratio / 2
+        self.shrink = torch.ones_like(ratio)
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def _precondition(self, x: Tensor) -> Tensor:
+        return (self.inverse @ x.unflatten(1, (-1, self.d))).flatten(1)
+
+    def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        direction = gradient.clone()
+        pairs = [(step[live], change[live], inverse[live, None]) for step, change, inverse in self.pairs]
+        shares = []
+        for step, change, inverse in reversed(pairs):
+            share = inverse * (step * direction).sum(-1, keepdim=True)
+            direction = direction - share * change
+            shares.append(share)
+        direction = self.scale[live, None] * self._precondition(direction)
+        for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
+            direction = direction + step * (share - inverse * (change * direction).sum(-1, keepdim=True))
+        step = self.shrink[live, None] * direction
+        return -step, (gradient * step).sum(-1)
+
+    def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
+        good = quality > 1e-4
+        self.shrink[live] = torch.where(good, 1, self.shrink[live] / 4)
+        product = (step * change).sum(-1)
+        norms = torch.linalg.vector_norm(step, dim=-1) * torch.linalg.vector_norm(change, dim=-1)
+        usable = good & (product > 1e-8 * norms)
+        kept = live[usable]
+        # A pair whose inverse product is 0 changes nothing: curves that have none of this round keep their history.
+        pair = (
+            tuple(torch.zeros(len(self.scale), step.shape[1]).to(step) for _ in range(2)),
+            torch.zeros_like(self.scale),
+        )
+        (steps, changes), inverses = pair
+        steps[kept], changes[kept], inverses[kept] = step[usable], change[usable], 1 / product[usable]
+        self.pairs = [*self.pairs[1 - self.memory :], (steps, changes, inverses)]
+        length = (change * self._precondition(change)).sum(-1)
+        self.scale[kept] = (product / length)[usable]
+
+
+class _GradientDescent(_Minimiser):
+    """Steps against the gradient with respect to the control points (section 2.1), their size adapted to each curve."""
+
+    def __init__(self, size: Tensor) -> None:
+        self.size = size.clone()
+
+    def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        step = self.size[live, None] * gradient
+        return -step, (gradient * step).sum(-1)
+
+    def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:  # noqa: ARG002
+        self.size[live] *= torch.where(quality > 0.5, 1.5, torch.where(quality > 0.1, 1.0, 0.4)).to(self.size)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The search
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """Knots of one refinement and the grids to optimise, to measure and to weigh on."""
+
+    knots: Tensor
+    grid: _Grid
+    measuring: _Grid
+    weighing: _Grid
+
+
+@dataclass(eq=False)
+class _Group:
+    """Curves of one level that are still looked for, and what is known of them; first dimension c everywhere."""
+
+    index: Tensor  # (c,), in the chunk
+    control: Tensor  # (c, n_control, d), float64
+    gram: Tensor | None = None  # the metric along the first curve, at the nodes of the first grid
+    learnt: Tensor | None = None  # (c, f, f), what secants have added to the Gauss-Newton matrix
+
+    def __getitem__(self, chosen: Tensor) -> _Group:
+        fields: dict[str, Any] = {name: x for name, x in vars(self).items() if x is not None}
+        return _Group(**{name: x[chosen] for name, x in fields.items()})
+
+
+def _joined(groups: Sequence[_Group]) -> _Group:
+    names = [name for name, x in vars(groups[0]).items() if x is not None]
+    return _Group(**{name: torch.cat([getattr(group, name) for group in groups]) for name in names})
+
+
+@dataclass(eq=False)
+class _Found:
+    """What the search has found for the curves of a chunk, first dimension c everywhere."""
+
+    control: Tensor  # (c, n_control of the last level, d), of which a curve of a lower level fills the first rows
+    level: Tensor
+    length: Tensor
+    straight_length: Tensor
+    energy: Tensor
+    residual: Tensor
+    length_error: Tensor
+    promise: Tensor
+    status: Tensor
+    n_iterations: Tensor
+    n_rows: Tensor
+    n_minima: Tensor
+    energies: Tensor  # (c, n)
+    lengths: Tensor  # (c, n)
+
+    @classmethod
+    def nothing(cls, start: Tensor, n_control: int) -> _Found:
+        """What is known of curves whose end points coincide."""
+        c = len(start)
+        count = torch.zeros(c, dtype=torch.long, device=start.device)
+        number = torch.zeros(c, dtype=torch.float64, device=start.device)
+        names = ("length", "straight_length", "energy", "residual", "length_error", "promise", "n_rows")
+        return cls(
+            control=start[:, None].double().repeat(1, n_control, 1),
+            level=count.clone(),
+            status=count + _COINCIDENT,
+            n_iterations=count.clone(),
+            n_minima=count.clone(),
+            energies=number.new_zeros(c, 0),
+            lengths=number.new_zeros(c, 0),
+            **{name: number.clone() for name in names},
+        )
+
+
+def _padded(history: Tensor, n: int) -> Tensor:
+    """History (c, k) with its last value repeated up to n columns; zeros where there is none."""
+    last = history[:, -1:] if history.shape[1] else history.new_zeros(len(history), 1)
+    return torch.cat([history, last.expand(-1, n - history.shape[1])], dim=1)
+
+
+def _stacked(founds: Sequence[_Found]) -> _Found:
+    """Results of chunks, one after the other."""
+    n = max(found.energies.shape[1] for found in founds)
+    for found in founds:
+        found.energies, found.lengths = _padded(found.energies, n), _padded(found.lengths, n)
+    return _Found(**{name: torch.cat([getattr(found, name) for found in founds]) for name in vars(founds[0])})
+
+
+# Cost of one row in forward passes through the decoder of VAE1 (processor time on one core, tests/benchmarks): the
+# value; the value and a reverse pass; each forward derivative besides the value; the squared speed; the squared speed
+# and its gradients, which is a reverse pass through a forward derivative.
+_VALUE, _VALUE_GRADIENT, _COLUMN, _SPEED, _SPEED_GRADIENT = 1.0, 2.1, 1.75, 3.3, 7.3
+_PLATEAU = 5  # iterations; ours: a curve that has stopped getting shorter for so long has a plateau
+
+
+class _Search:
+    """Search for the shorter curves of one chunk of pairs."""
+
+    def __init__(
+        self, problem: _Problem, settings: SolverSettings, levels: list[_Level], start: Tensor, end: Tensor
+    ) -> None:
+        self.problem, self.settings, self.levels = problem, settings, levels
+        self.start, self.end = start, end
+        self.found = _Found.nothing(start, len(levels[-1].knots) - 4)
+        self.history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def run(self, first: int, control: Tensor) -> _Found:
+        """Search from control points (c, n_control, d) with the knots of level ``first``."""
+        waiting: list[list[_Group]] = [[] for _ in self.levels]
+        index = torch.arange(len(control), device=control.device)
+        waiting[first].append(_Group(index, control.double()))
+        for level in range(first, len(self.levels)):
+            if waiting[level]:
+                for target, group in self._stage(level, first, _joined(waiting[level])):
+                    waiting[target].append(group)
+        self._tell_history()
+        return self.found
+
+    def _tell_history(self) -> None:
+        """Order what was noted by curve and iteration."""
+        found = self.found
+        n = int(found.n_iterations.max()) + 1
+        table = found.energy.new_full((2, len(found.energy), n), torch.nan)
+        for index, iteration, energy, length in self.history:
+            table[0, index, iteration], table[1, index, iteration] = energy, length
+        for k in range(1, n):
+            table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
+        found.energies, found.lengths = table
+
+    def _line(self, level: int, index: Tensor) -> Tensor:
+        return _line(self.start[index], self.end[index], self.levels[level].knots)
+
+    def _sample(self, level: _Level, index: Tensor, control: Tensor, order: int, grid: _Grid | None = None) -> _Sample:
+        """Energies of the curves ``index``, and note what that has cost."""
+        grid, d = grid or level.grid, self.problem.d
+        if self.problem.embedded:
+            row = (_VALUE, _VALUE_GRADIENT, _VALUE + d * _COLUMN)[order]
+        else:
+            row = (_SPEED, _SPEED_GRADIENT, _SPEED_GRADIENT + _VALUE + d * _COLUMN)[order]
+        self.found.n_rows[index] += row * len(grid.t)
+        return self.problem.sample(grid, level.knots, control, order)
+
+    def _stage(self, number: int, first: int, group: _Group) -> list[tuple[int, _Group]]:
+        """Optimise curves at one level; return those to be refined, with the levels where they go on."""
+        settings, problem, level, found = self.settings, self.problem, self.levels[number], self.found
+        newton = settings.method == "gauss-newton"
+        index, control = group.index, group.control
+        sample = self._sample(level, index, control, 2 if newton and number == first else 1)
+        if number == first:
+            _refuse_nonfinite(sample.energy, self.start[index], self.end[index])
+            group.gram = sample.gram
+            self.history.append((index, found.n_iterations[index], sample.energy.clone(), sample.length.clone()))
+        own = _free(problem.basis(level.grid, level.knots))
+        finer_knots = _bisected(level.knots)
+        finer = _free(problem.basis(level.grid, finer_knots))
+        energy, length, gradient = sample.energy, sample.length, sample.gradient(*own)
+        promise = torch.full_like(energy, torch.inf)
+        minimiser: _Minimiser
+        if newton:
+            assert group.gram is not None
+            gram = group.gram
+            if number != first:
+                gram = _interpolated(gram, self.levels[first].grid, level.grid)
+            norm, finer_norm = (problem.norm(level.grid, knots, gram) for knots in (level.knots, finer_knots))
+            base = problem.hessian(level.grid, level.knots, gram)
+            minimiser = _GaussNewton(base if group.learnt is None else base + group.learnt, norm)
+        else:
+            stiffness = problem.norm(level.grid, level.knots, energy.new_ones(1, len(level.grid.t), 1, 1))[0]
+            # Squared latent over squared decoded length.
+            squared = (self.end - self.start)[index].double().square().sum(-1)
+            ratio = torch.where(energy > 0, squared / energy, 0)
+            if settings.method == "lbfgs":
+                minimiser = _LBFGS(stiffness, ratio, problem.d)
+            else:
+                minimiser = _GradientDescent(ratio / (2 * torch.linalg.matrix_norm(stiffness, 2)))
+        live = torch.arange(len(index), device=index.device)
+        past = [energy.clone()]
+        noise = 4 * torch.finfo(problem.dtype).eps
+        while True:
+            # Which curves go on?
+            if newton:
+                residual = _residual(norm[live], gradient[live], energy[live])
+                outlook = _residual(finer_norm[live], sample.at(live).gradient(*finer), energy[live])
+                promise[live] = outlook.square() / 2
+                wanted = torch.full_like(residual, settings.tolerance / 2)
+                if number + 1 < len(self.levels):
+                    wanted = torch.where(promise[live] > settings.length_tolerance, wanted.maximum(outlook / 2), wanted)
+                live = live[residual > wanted]
+            elif len(past) > _PLATEAU:
+                plateau = settings.tolerance**2 / 10 if settings.method == "lbfgs" else settings.length_tolerance
+                live = live[(past[-1 - _PLATEAU] - past[-1])[live] > plateau * energy[live]]
+            live = live[found.n_iterations[index[live]] < settings.n_iterations]
+            if len(live) == 0:
+                break
+            step, promised = minimiser.propose(live, gradient[live])
+            hopeless = promised <= noise * energy[live] * 1e-3
+            if bool(hopeless.all()):
+                break
+            trial = control[live]
+            trial[:, 1:-1] += step.unflatten(1, (-1, problem.d))
+            found.n_iterations[index[live]] += 1
+            tried = self._sample(level, index[live], trial, 1)
+            new_gradient = tried.gradient(*own)
+            decrease = energy[live] - tried.energy
+            minimiser.learn(live, step, new_gradient - gradient[live], decrease / promised.clamp_min(1e-300))
+            # Within rounding a Newton step is trusted: its gradient is still right where differences of energy are not.
+            better = (tried.energy <= energy[live] * (1 + (noise if newton else 0))) & new_gradient.isfinite().all(-1)
+            won = live[better]
+            control[won], gradient[won] = trial[better], new_gradient[better]
+            energy[won], length[won] = tried.energy[better], tried.length[better]
+            sample.put(won, tried.at(better))
+            past.append(energy.clone())
+            self.history.append((index[live], found.n_iterations[index[live]], energy[live], length[live]))
+            live = live[~hopeless]
+        group.control = control
+        if newton:
+            assert isinstance(minimiser, _GaussNewton)
+            group.learnt = minimiser.hessian - base
+        return self._conclude(number, group, length, promise)
+
+    def _conclude(self, number: int, group: _Group, length: Tensor, promise: Tensor) -> list[tuple[int, _Group]]:
+        """Certify the curves that are done and refine the others."""
+        settings, found, index = self.settings, self.found, group.index
+        can_go_on = (found.n_iterations[index] < settings.n_iterations) & (number + 1 < len(self.levels))
+        if settings.method == "lbfgs":
+            # What the last refinement has brought; before there was one, nothing is known.
+            before = found.length[index]
+            promise = torch.where(before > 0, (before - length) / length, torch.inf)
+        found.length[index] = length
+        found.promise[index] = promise
+        refine = can_go_on & (promise > settings.length_tolerance)
+        target = torch.full_like(index, number + 1)
+        if settings.method == "gauss-newton":
+            # The residual against twice the spans falls with their number; where much is missing, halving once is not
+            # enough.
+            excess = promise / settings.length_tolerance
+            import os; j1,j2=eval(os.environ.get('JUMP','(4,16)')); target += (excess > j1).long() + (excess > j2).long()
+        done = (~refine).nonzero()[:, 0]
+        if len(done):
+            good = self._certify(number, index[done], group.control[done], length[done])
+            # What fails on the measuring grid needs more nodes, which the next level has.
+            refine[done[~good]] = can_go_on[done[~good]]
+        target = target.clamp(max=len(self.levels) - 1)
+        moves = []
+        for level in target[refine].unique().tolist():
+            chosen = group[(refine & (target == level)).nonzero()[:, 0]]
+            T = _prolongation(self.levels[number].knots, self.levels[level].knots).to(chosen.control.device)
+            chosen.control = T @ chosen.control
+            if chosen.learnt is not None:
+                # R T = 1: on the curves of the coarse level, the matrix stays what it was.
+                R = torch.linalg.pinv(T[1:-1, 1:-1])
+                R = torch.kron(R, torch.eye(self.problem.d, dtype=R.dtype, device=R.device))
+                chosen.learnt = R.T @ chosen.learnt @ R
+            moves.append((level, chosen))
+        return moves
+
+    def _certify(self, number: int, index: Tensor, control: Tensor, coarse_length: Tensor) -> Tensor:
+        """Measure curves on the measuring grid and keep the shorter of curve and line; tells which are good."""
+        found, problem, level, settings = self.found, self.problem, self.levels[number], self.settings
+        line = self._line(number, index)
+        unmoved = ((control - line).abs() <= 1e-12 * line.abs().amax((1, 2), keepdim=True)).all(-1).all(-1)
+        # What is certified is what is handed out: rounded.
+        control = torch.where(unmoved[:, None, None], line, control).to(problem.dtype).double()
+        sample = self._sample(level, index, control, 1, level.measuring)
+        straight = sample.length.clone()
+        moved = (~unmoved).nonzero()[:, 0]
+        if len(moved):
+            straight[moved] = self._sample(level, index[moved], line[moved], 0, level.measuring).length
+        longer = ~(sample.length < straight) & ~unmoved
+        back = longer.nonzero()[:, 0]
+        if len(back):
+            control[back] = line[back].to(problem.dtype).double()
+            straight_sample = self._sample(level, index[back], control[back], 1, level.measuring)
+            sample.put(back, straight_sample)
+            straight[back] = straight_sample.length
+            coarse_length = coarse_length.clone()
+            coarse_length[back] = self._sample(level, index[back], control[back], 0).length
+        B = problem.basis(level.weighing, level.knots)[0]
+        M = problem.metric.tensor((B @ control).to(problem.dtype)).double()
+        found.n_rows[index] += (_VALUE + problem.d * _COLUMN) * len(level.weighing.t)
+        norm = problem.norm(level.grid, level.knots, _interpolated(M, level.weighing, level.grid))
+        residual = _residual(norm, sample.gradient(*_free(problem.basis(level.measuring, level.knots))), sample.energy)
+        found.control[index, : control.shape[1]] = control
+        found.level[index] = number
+        found.length[index] = sample.length
+        found.straight_length[index] = straight
+        found.energy[index] = sample.energy
+        found.residual[index] = residual
+        found.length_error[index] = (sample.length - coarse_length).abs()
+        exhausted = found.n_iterations[index] >= settings.n_iterations
+        status = torch.where(residual <= settings.tolerance, _CONVERGED, torch.where(exhausted, _EXHAUSTED, _COARSE))
+        rough = (found.promise[index] > settings.length_tolerance) & (status == _CONVERGED)
+        status = torch.where(rough, _REFINABLE, status)
+        found.status[index] = torch.where(longer, _LONGER, status)
+        return (residual <= settings.tolerance) & ~longer
+
+
+def _free(matrices: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Columns of the control points that are free: all but the first and the last."""
+    return matrices[0][:, 1:-1], matrices[1][:, 1:-1]
+
+
+def _line(start: Tensor, end: Tensor, knots: Tensor) -> Tensor:
+    """Control points (c, n_control, d) of straight lines, in float64."""
+    fraction = knots.unfold(0, 3, 1)[1:-1].mean(-1).to(start.device)[:, None]
+    return (1 - fraction) * start[:, None].double() + fraction * end[:, None].double()
+
+
+def _bisected(knots: Tensor) -> Tensor:
+    ends = knots.unique()
+    return torch.cat([knots, (ends[1:] + ends[:-1]) / 2]).sort().values
+
+
+def _prolongation(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Matrix (n_fine, n_coarse) that takes control points to those of the same curve with more knots."""
+    curve = CubicBSpline(torch.eye(len(coarse) - 4, dtype=torch.float64), coarse)
+    present = coarse.tolist()
+    for knot in fine.unique().tolist():
+        if knot not in present:
+            curve = curve.insert_knot(knot)
+    return curve.control_points
+
+
+def _levels(problem: _Problem, settings: SolverSettings) -> list[_Level]:
+    """Knots and grids of all refinements."""
+    all_knots = [uniform_knots(4)]
+    while True:
+        if settings.method == "gradient":
+            # One control point at a time, in the middle of the largest interval (App. A).
+            knots = CubicBSpline(torch.zeros(len(all_knots[-1]) - 4, 1), all_knots[-1]).insert_knot().knots
+        else:
+            knots = _bisected(all_knots[-1])
+        if len(knots) - 4 > settings.n_control:
+            break
+        all_knots.append(knots)
+    levels = []
+    for k, knots in enumerate(all_knots):
+        n_spans = len(knots) - 7
+        import os; degree = eval(os.environ.get('DEG','lambda s,n: max(4, math.ceil((n if s==1 else 2 * n) / s))'))(n_spans,settings.nodes)
+        levels.append(_level(problem, knots, degree))
+    if settings.method != "gradient":
+        levels.append(_level(problem, all_knots[-1], 2 * degree))
+    return levels
+
+
+def _level(problem: _Problem, knots: Tensor, degree: int) -> _Level:
+    n_spans = len(knots) - 7
+    import os
+    mf=eval(os.environ.get("MF","'2*degree,2'"))
+    mf=eval(mf) if isinstance(mf,str) else mf(n_spans,degree)
+    return _Level(
+        knots,
+        problem.grid(knots, degree),
+        problem.grid(knots, *mf),
+        # The metric varies more slowly than the gradient: eight nodes, linearly interpolated, make the norm.
+        _grid((0.0, 1.0), max(8, n_spans) - 1, 1, False),
+    )
+
+
+def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
+    bad = ~energy.isfinite()
+    if bool(bad.any()):
+        raise ValueError(
+            f"the energy of {int(bad.sum())} of {len(bad)} initial curves is not finite, first from "
+            f"{start[bad][0].tolist()} to {end[bad][0].tolist()}: the generator gives NaN or infinity on the way"
+        )
+
+
+_CONVERGED, _REFINABLE, _COARSE, _EXHAUSTED, _LONGER, _COINCIDENT = range(6)
+_MESSAGES = (
+    "converged",
+    "converged with as many control points as allowed; more would shorten the curve further: raise n_control",
+    "the projected gradient on the measuring grid stays above the tolerance: raise nodes or n_control, or use float64",
+    "the iterations are used up: raise n_iterations",
+    "no curve shorter than the straight line was found: raise n_control, or use other starts",
+    "the end points coincide",
+)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Public
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortenHistory:
+    """Energies and lengths by iteration, on the grids that were optimised on.
+
+    Attributes
+    ----------
+    energy, length : Tensor, shape (..., n)
+        Of the best curve after each iteration; the last value is repeated once a curve is finished.
+    """
+
+    energy: Tensor
+    length: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortenResult:
+    """Shorter curves and what is known about them. Lengths are in the units of the generator's output.
+
+    Attributes
+    ----------
+    curve : CubicBSpline
+        Batch of curves (...,) with common knots; curves that needed fewer control points have been given more, which
+        does not change them.
+    length, straight_length : Tensor, shape (...)
+        Riemannian lengths of the curve and of the straight line, on the same measuring grid.
+    improvement : Tensor, shape (...)
+        ``(straight_length - length) / straight_length``, never negative; 0 where no shorter curve was found.
+    energy : Tensor, shape (...)
+        Path energy of the curve on the measuring grid.
+    converged : Tensor of bool, shape (...)
+        Whether ``residual <= tolerance``.
+    residual : Tensor, shape (...)
+        Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
+        the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``
+        of variations. It depends neither on coordinates nor on scales; the energy is by about ``residual**2``,
+        relatively, above that of the nearest stationary curve with as many control points.
+    refinement_gain : Tensor, shape (...)
+        Estimated relative shortening by twice as many spans (for ``"lbfgs"`` that of the last refinement, for
+        ``"gradient"`` unknown, infinite).
+    speed_variation : Tensor, shape (...)
+        Standard deviation of the speed along the curve over its mean; 0 for a geodesic.
+    length_squared_over_energy : Tensor, shape (...)
+        ``L^2 / E <= 1``, 1 for a geodesic; it is ``1 / (1 + speed_variation**2)``.
+    length_error : Tensor, shape (...)
+        Difference of the lengths on the grid that was optimised on and on the measuring grid, which is four times as
+        fine: an upper estimate of the quadrature error of ``length``.
+    status : Tensor of int, shape (...)
+        Index into the messages.
+    n_iterations : Tensor, shape (...)
+        Evaluations of the gradient after the first.
+    n_control : Tensor, shape (...)
+        Control points that the curve needed.
+    n_rows : Tensor, shape (...)
+        Cost in decoder rows: points, weighted by the measured cost of their derivatives relative to a forward pass,
+        certificates and all starts included.
+    n_minima : Tensor, shape (...)
+        Distinct lengths (relative difference above 1e-3) among the converged curves from all starts.
+    history : ShortenHistory
+    """
+
+    curve: CubicBSpline
+    length: Tensor
+    straight_length: Tensor
+    improvement: Tensor
+    energy: Tensor
+    converged: Tensor
+    residual: Tensor
+    refinement_gain: Tensor
+    speed_variation: Tensor
+    length_squared_over_energy: Tensor
+    length_error: Tensor
+    status: Tensor
+    n_iterations: Tensor
+    n_control: Tensor
+    n_rows: Tensor
+    n_minima: Tensor
+    history: ShortenHistory
+
+    @property
+    def message(self) -> np.ndarray[Any, np.dtype[np.str_]]:
+        """Why each curve ended, and what to do about it; array of str of shape (...)."""
+        return np.array(_MESSAGES)[self.status.cpu().numpy()]
+
+
+def shorten(
+    metric: Metric,
+    start: Tensor,
+    end: Tensor,
+    settings: SolverSettings = SolverSettings(),  # noqa: B008  (frozen)
+    *,
+    points: Tensor | None = None,
+) -> ShortenResult:
+    """Look for curves between pairs of latent points that are shorter than the straight line (section 2.1).
+
+    Minimises the path energy ``integral of |g'(t)|^2 dt`` over the control points of cubic B-splines, for all pairs at
+    once, each with its own steps, refinement and stopping.
+
+    Parameters
+    ----------
+    metric : Metric
+    start, end : Tensor, shape (..., d)
+        End points, of one shape, dtype and device.
+    settings : SolverSettings
+    points : Tensor, shape (n, d), optional
+        Samples of the prior or codes of data, between which ``starts="graph"`` looks for a path.
+
+    Returns
+    -------
+    ShortenResult
+        Never longer than the straight line; where no shorter curve was found it is the straight line itself.
+
+    Raises
+    ------
+    ValueError
+        If end points are not floating point, not finite, or differ in shape, dtype or device; if the metric is not
+        finite along the straight line; if a setting makes no sense; if the graph falls apart.
+    TypeError
+        If ``metric`` is not a :class:`lgi.metric.Metric`.
+
+    Notes
+    -----
+    The search starts with two free control points and bisects all spans where the estimated gain is worth it. Where the
+    metric is the pull-back of a map ``h``, the energy is that of the polynomials through the values of ``h`` on each
+    span (spectral elements), whose gradient takes one reverse pass; else it is a quadrature of the squared speed.
+    A curve that has converged on its grid is measured on one four times as fine; if its projected gradient there is too
+    large, the search goes on with more nodes. All small matrices are in float64, whatever the metric's dtype.
+
+    The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
+    """
+    from tqdm.auto import tqdm
+
+    _check(metric, start, end, settings, points)
+    with torch.inference_mode(False), torch.no_grad():
+        d = start.shape[-1]
+        first, last = (x.detach().clone().reshape(-1, d) for x in (start, end))
+        problem = _Problem(metric, first.new_zeros(d) if len(first) == 0 else first[0])
+        levels = _levels(problem, settings)
+        graph = None if points is None else _Graph(metric, points, settings.n_neighbours)
+        chunk_size = settings.chunk_size or _chunk_size(settings, d)
+        bar = tqdm(
+            total=len(first),
+            desc="shorten",
+            unit="curves",
+            disable=None if settings.progress is None else not settings.progress,
+        )
+        pieces = []
+        with bar:
+            # No pairs have a result too, an empty one.
+            for offset in range(0, max(1, len(first)), chunk_size):
+                part = slice(offset, offset + chunk_size)
+                pieces.append(_shorten_chunk(problem, settings, levels, first[part], last[part], offset, graph))
+                bar.update(len(first[part]))
+        return _assemble(_stacked(pieces), levels, start.shape[:-1], start, settings)
+
+
+def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
+    if not isinstance(metric, Metric):
+        raise TypeError(f"expected a metric, such as lgi.PullbackMetric(generator), got a {type(metric).__name__}")
+    for name, x in (("start", start), ("end", end)):
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+            what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(f"expected {name} as floating-point points (..., d), got {what}: use .float()")
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name} has {int((~x.isfinite()).any(-1).sum())} points that are NaN or infinite")
+    if start.shape != end.shape:
+        raise ValueError(
+            f"expected start and end of one shape (..., d), got {tuple(start.shape)} and {tuple(end.shape)}: expand one"
+        )
+    if start.dtype != end.dtype or start.device != end.device:
+        raise ValueError(f"start is {start.dtype} on {start.device}, end is {end.dtype} on {end.device}: convert one")
+    if metric.latent_dim is not None and start.shape[-1] != metric.latent_dim:
+        raise ValueError(f"expected points (..., {metric.latent_dim}) for {metric!r}, got {tuple(start.shape)}")
+    if (points is None) == (settings.starts == "graph"):
+        raise ValueError('points are needed for starts="graph", and only there')
+
+
+def _chunk_size(settings: SolverSettings, d: int) -> int:
+    """Curves at a time, such that the matrices of a chunk take about a quarter of a gigabyte."""
+    n_free = (settings.n_control - 2) * d
+    values = 20 * n_free
+    if settings.method == "gauss-newton":
+        values = 10 * n_free**2 + 3 * (4 * settings.n_control * d) ** 2
+    return max(1, min(1024, (1 << 25) // values))
+
+
+@dataclass(eq=False)
+class _Piece:
+    """Results of one chunk."""
+
+    found: _Found
+    straight: Tensor  # (c,) bool, coincident end points
+    n_minima: Tensor
+    energies: Tensor  # (c, n)
+    lengths: Tensor
+
+
+def _shorten_chunk(
+    problem: _Problem,
+    settings: SolverSettings,
+    levels: list[_Level],
+    start: Tensor,
+    end: Tensor,
+    offset: int,
+    graph: _Graph | None,
+) -> _Found:
+    """Search from all initial curves, and keep the shortest of each pair."""
+    result = _Found.nothing(start, len(levels[-1].knots) - 4)
+    apart = (start != end).any(-1).nonzero()[:, 0]
+    if len(apart) == 0:
+        return result
+    start, end = start[apart], end[apart]
+    starts: list[tuple[int, Tensor]] = [(0, _line(start, end, levels[0].knots))]
+    rows = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+    if settings.starts == "multi":
+        starts += [(0, control) for control in _bent(start, end, settings, (apart + offset).tolist())]
+    elif graph is not None:
+        # A path has more corners than two free control points can follow.
+        number = max(i for i, level in enumerate(levels) if len(level.knots) <= 15)
+        control, rows = graph.initial(problem, start, end, levels[number].knots)
+        starts.append((number, control))
+    founds = [_Search(problem, settings, levels, start, end).run(*initial) for initial in starts]
+    lengths = torch.stack([found.length for found in founds])
+    all_starts = _stacked(founds)
+    chosen = lengths.argmin(0) * len(start) + torch.arange(len(start), device=start.device)
+    best = _Found(**{name: x[chosen] for name, x in vars(all_starts).items()})
+    best.n_rows = sum((found.n_rows for found in founds), rows)
+    best.n_minima = _n_distinct(lengths, torch.stack([found.residual for found in founds]) <= settings.tolerance)
+    n = best.energies.shape[1]
+    result.energies, result.lengths = _padded(result.energies, n), _padded(result.lengths, n)
+    for name, x in vars(best).items():
+        getattr(result, name)[apart] = x
+    return result
+
+
+def _n_distinct(lengths: Tensor, valid: Tensor) -> Tensor:
+    """Number of distinct lengths (n_starts, c) of each column, among the valid ones."""
+    ordered = torch.where(valid, lengths, torch.inf).sort(0).values
+    new = ordered[1:] > ordered[:-1] * (1 + 1e-3)
+    return (ordered[0].isfinite().long() + (new & ordered[1:].isfinite()).sum(0)).long()
+
+
+def _bent(start: Tensor, end: Tensor, settings: SolverSettings, numbers: Sequence[int]) -> list[Tensor]:
+    """Curves bent to one side and to the other, ever further, of random direction; four control points."""
+    line = _line(start, end, uniform_knots(4))
+    along = line[:, -1] - line[:, 0]
+    n_draws = settings.n_starts // 2
+    draws = np.array(
+        [np.random.default_rng((settings.seed, i)).standard_normal((n_draws, start.shape[1])) for i in numbers]
+    ).reshape(len(start), n_draws, -1)
+    curves = []
+    for k in range(settings.n_starts - 1):
+        # Each direction serves twice, for either side.
+        direction = torch.as_tensor(draws[:, k // 2], device=start.device)
+        direction = direction - along * ((direction * along).sum(-1) / along.square().sum(-1))[:, None]
+        unit = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True).clamp_min(1e-12)
+        height = torch.linalg.vector_norm(along, dim=-1, keepdim=True) * (1 + k // 2) / 2 * (1 - 2 * (k % 2))
+        curve = line.clone()
+        curve[:, 1:-1] += (height * unit)[:, None]
+        curves.append(curve)
+    return curves
+
+
+class _Graph:
+    """Points joined to their nearest neighbours, edges weighed by decoded length.
+
+    Parameters
+    ----------
+    metric : Metric
+    points : Tensor, shape (n, d)
+    n_neighbours : int
+    """
+
+    def __init__(self, metric: Metric, points: Tensor, n_neighbours: int) -> None:
+        from scipy.sparse import coo_array
+        from sklearn.neighbors import NearestNeighbors
+
+        self.metric, self.points = metric, points.detach().clone()
+        self.n_neighbours = min(n_neighbours, len(points) - 1)
+        self.search = NearestNeighbors(n_neighbors=self.n_neighbours + 1).fit(points.cpu().numpy())
+        neighbours = self.search.kneighbors(points.cpu().numpy(), return_distance=False)
+        edges = np.stack([np.repeat(np.arange(len(points)), self.n_neighbours + 1), neighbours.reshape(-1)], axis=1)
+        edges = np.unique(np.sort(edges[edges[:, 0] != edges[:, 1]], axis=1), axis=0)
+        a, b = self.points[edges[:, 0]], self.points[edges[:, 1]]
+        self.matrix = coo_array((self._lengths(a, b), (edges[:, 0], edges[:, 1])), shape=(len(points), len(points)))
+
+    def _lengths(self, a: Tensor, b: Tensor) -> np.ndarray[Any, Any]:
+        lengths = curve_length(self.metric, torch.stack([a, b], dim=-2), n_t=_EDGE_NODES)
+        # Dijkstra takes an edge of weight 0 for none.
+        return np.asarray(lengths.double().cpu().numpy().clip(min=1e-300))
+
+    def initial(self, problem: _Problem, start: Tensor, end: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
+        """Splines along the shortest paths (c, n_control, d), and the decoder rows spent on each pair."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components, dijkstra
+
+        c, n, k = len(start), len(self.points), self.n_neighbours
+        ends = torch.cat([start, end])
+        near = self.search.kneighbors(ends.cpu().numpy(), n_neighbors=k, return_distance=False)
+        own = np.repeat(np.arange(n, n + 2 * c), k)
+        weights = self._lengths(ends.repeat_interleave(k, 0), self.points[near.reshape(-1)])
+        data = np.concatenate([self.matrix.data, weights])
+        row = np.concatenate([self.matrix.row, own])
+        column = np.concatenate([self.matrix.col, near.reshape(-1)])
+        # An end point is no way through for the paths of other pairs: edges lead out of starts and into ends only.
+        is_start = (row >= n) & (row < n + c)
+        row, column = np.where(row >= n + c, column, row), np.where(row >= n + c, row, column)
+        inner = row < n
+        both = inner & (column < n)
+        row, column, data = (np.concatenate([x, y[both]]) for x, y in ((row, column), (column, row), (data, data)))
+        del is_start
+        joined = coo_array((data, (row, column)), shape=(n + 2 * c, n + 2 * c)).tocsr()
+        distances, before = dijkstra(joined, indices=np.arange(n, n + c), return_predecessors=True)
+        lost = np.isinf(distances[np.arange(c), n + c + np.arange(c)])
+        if lost.any():
+            _, parts = connected_components(self.matrix, directed=False)
+            sizes = np.sort(np.bincount(parts))[::-1]
+            raise ValueError(
+                f"the graph of {n} points with {k} neighbours each falls apart into {len(sizes)} pieces of "
+                f"{sizes[:5].tolist()}{'...' if len(sizes) > 5 else ''} points, and {int(lost.sum())} of {c} pairs lie "
+                "in different pieces: raise n_neighbours, or give more points between them"
+            )
+        everything = torch.cat([self.points, ends]).double()
+        t = torch.linspace(0, 1, 4 * len(knots), dtype=torch.float64)
+        B = basis(knots, t).to(start.device)
+        paths = []
+        for i in range(c):
+            nodes = [n + c + i]
+            while nodes[-1] != n + i:
+                nodes.append(int(before[i, nodes[-1]]))
+            nodes.reverse()
+            passed = distances[i, nodes] / distances[i, nodes[-1]]
+            path = everything[nodes].cpu().numpy()
+            paths.append(np.stack([np.interp(t.numpy(), passed, x) for x in path.T], axis=-1))
+        target = torch.tensor(np.array(paths), device=start.device)
+        control = _line(start, end, knots)
+        fixed = B[:, [0, -1]] @ control[:, [0, -1]]
+        control[:, 1:-1] = torch.linalg.pinv(B[:, 1:-1]) @ (target - fixed)
+        cost = _EDGE_NODES * _SPEED * (2 * k + len(self.matrix.data) / max(c, 1))
+        return control, torch.full((c,), cost, dtype=torch.float64, device=start.device)
+
+
+_EDGE_NODES = 4
+
+
+def _assemble(
+    found: _Found, levels: list[_Level], shape: torch.Size, like: Tensor, settings: SolverSettings
+) -> ShortenResult:
+    """Give the results the leading dimensions of the end points."""
+    # All curves get the knots of the finest that is needed; knots are only added, never taken away.
+    top = int(found.level.max()) if len(found.level) else 0
+    knots = levels[top].knots
+    control = found.control.new_zeros(len(found.level), len(knots) - 4, found.control.shape[-1])
+    for level in found.level.unique().tolist():
+        chosen = found.level == level
+        T = _prolongation(levels[level].knots, knots).to(control.device)
+        control[chosen] = T @ found.control[chosen, : T.shape[1]]
+
+    def shaped(x: Tensor) -> Tensor:
+        return x.reshape(*shape, *x.shape[1:])
+
+    def real(x: Tensor) -> Tensor:
+        return shaped(x).to(like.dtype)
+
+    positive = found.straight_length > 0
+    improvement = torch.where(positive, (found.straight_length - found.length) / found.straight_length, 0)
+    ratio = torch.where(found.energy > 0, found.length.square() / found.energy, 1).clamp(max=1)
+    n_control = torch.tensor([len(level.knots) - 4 for level in levels], device=found.level.device)
+    return ShortenResult(
+        curve=CubicBSpline(real(control), knots),
+        length=real(found.length),
+        straight_length=real(found.straight_length),
+        improvement=real(improvement),
+        energy=real(found.energy),
+        converged=shaped(found.residual <= settings.tolerance),
+        residual=real(found.residual),
+        refinement_gain=real(found.promise),
+        speed_variation=real((1 / ratio - 1).sqrt()),
+        length_squared_over_energy=real(ratio),
+        length_error=real(found.length_error),
+        status=shaped(found.status),
+        n_iterations=shaped(found.n_iterations),
+        n_control=shaped(n_control[found.level]),
+        n_rows=real(found.n_rows),
+        n_minima=shaped(found.n_minima),
+        history=ShortenHistory(energy=real(found.energies), length=real(found.lengths)),
+    )

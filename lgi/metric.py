@@ -937,7 +937,7 @@ _MODE_DEPENDENT = (
 
 
 def _is_scripted(*functions: Any) -> bool:
-    # The profiling executor of torch.jit drops tangents from the second call on, without a word.
+    # The executor of torch.jit may drop tangents from the second call on, without a word (seen in torch 2.15).
     scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
     return any(
         isinstance(f, scripted) or (isinstance(f, nn.Module) and any(isinstance(m, scripted) for m in f.modules()))
