@@ -69,9 +69,10 @@ nbval: $(STAMP) ## run the committed notebooks and compare with what they show
 
 # Without MNIST, because no image of it is committed: the figures then show reconstructions.
 .PHONY: notebooks
-notebooks: $(STAMP) ## format, execute and clean the notebooks: the state that is committed
+notebooks: $(STAMP) ## format, execute and clean the notebooks, update README.md: the state that is committed
 	@test ! -e data/MNIST || { echo "move data/MNIST away first: no MNIST image is committed" >&2; exit 1; }
 	env -u LGI_DATA $(BIN)/python notebooks/reproduce.py commit $(ARGS)
+	$(BIN)/python tests/readme.py
 
 .PHONY: models
 models: $(STAMP) ## train the shipped models anew into data/models (maintainers; needs MNIST, about 10 minutes)

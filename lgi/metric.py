@@ -355,7 +355,7 @@ class PullbackMetric(Metric):
     latent_dim : int, optional
         ``d``; by default ``generator.latent_dim`` if there is one, else that of the first points given.
     chunk_size : int, optional
-        Points processed at a time. By default as many as have about 260,000 output values (CPU) or 33 million
+        Points processed at a time. By default as many as have about 520,000 output values (CPU) or 33 million
         (GPU); fewer are advisable for a feature map with large inner activations.
     n_probes : int, optional
         Estimate ``diag(M_F)`` in eq. 4 by Hutchinson's method with so many random signs, see :meth:`feature_diagonal`;
@@ -425,7 +425,7 @@ class PullbackMetric(Metric):
         z : Tensor, shape (..., d)
             Any point: a generator shows only when called whether it is stochastic.
         """
-        self._prepare(_points(self, z).reshape(-1, z.shape[-1])[:1])
+        _in_chunks(self, torch.clone, _points(self, z).reshape(-1, z.shape[-1])[:1])
         return not self._weighted
 
     def pull(self, z: Tensor, v: Tensor) -> Tensor:
@@ -605,18 +605,24 @@ class PullbackMetric(Metric):
         else:
             signs = torch.Generator().manual_seed(self.seed)
             cotangents = torch.randint(2, (self.n_probes, sizes.n_features), generator=signs).to(features) * 2 - 1
-        squares = [pull(u.expand(n, -1).reshape(features.shape))[0].reshape(n, -1).square() for u in cotangents]
+        total = torch.zeros_like(mean).reshape(n, -1)
+        total_square = total.clone()
+        # One pass after the other, so that memory does not grow with their number unless a graph is recorded.
+        for u in cotangents:
+            square = pull(u.expand(n, -1).reshape(features.shape))[0].reshape(n, -1).square()
+            total = total + square
+            total_square = total_square + square.detach().square()
         if self.n_probes is None:
-            exact = sum(squares[1:], squares[0])
-            return exact, torch.zeros_like(exact)
-        probes = torch.stack(squares)
-        return probes.mean(0), probes.detach().std(0) / self.n_probes**0.5
+            return total, torch.zeros_like(total)
+        average = total / self.n_probes
+        spread = (total_square / self.n_probes - average.detach().square()).clamp_min(0)
+        # The sample variance over n: spread / (n - 1). Of a single probe, 0 / 0 says that nothing is known.
+        return average, (spread / spread.new_tensor(self.n_probes - 1)).sqrt()
 
     def _prepare(self, z: Tensor) -> int:
         _refuse_train_mode(self.generator, self.feature_map)
         if self._layout is None:
             self._layout = self._inspect(z.detach())
-            self.latent_dim = z.shape[-1]
         if self.chunk_size is not None:
             return self.chunk_size
         layout = self._layout
@@ -844,7 +850,7 @@ class SumMetric(Metric):
 
 
 # Values of the output that a chunk of points may have. CPU: the intermediate tensors of a chunk stay in the cache.
-_CPU_CHUNK = 1 << 18
+_CPU_CHUNK = 1 << 19
 _ACCELERATOR_CHUNK = 1 << 25
 _MOST_ROWS = 1 << 14
 
@@ -862,6 +868,7 @@ def _in_chunks(metric: Metric, function: Callable[..., Any], *tensors: Tensor) -
     record = transformed or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     with torch.set_grad_enabled(record), _full_precision(z.device):
         rows = metric._prepare(flat[0][:1])
+        metric.latent_dim = d
         chunks = [function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True)]
         single = isinstance(chunks[0], Tensor)
         columns = [chunks] if single else list(zip(*chunks, strict=True))

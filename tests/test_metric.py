@@ -193,6 +193,7 @@ def test_estimated_diagonal_is_unbiased_and_knows_its_error() -> None:
     assert ((values.mean(0) - exact).abs() <= 4 * observed / 300**0.5).all()
     # 300 repetitions know a standard deviation to about 4 %.
     assert (stated / observed - 1).abs().max() <= 0.2
+    assert PullbackMetric(decoder, features, n_probes=1).feature_diagonal(z).standard_error.isnan().all()
     assert (observed <= 1.2 * exact * (2 / 50) ** 0.5).all()
 
 
@@ -228,6 +229,7 @@ def test_embedding_is_mean_then_std() -> None:
 
 def test_eq4_has_no_embedding() -> None:
     metric, z = metrics()["eq4"], randn(3, 2)
+    assert not metric.has_embedding(randn(0, 2))
     assert not metric.has_embedding(z)
     for method in (metric.embed, metric.linearise):
         with pytest.raises(TypeError, match="no embedding"):

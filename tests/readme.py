@@ -1,0 +1,52 @@
+"""Write the generated parts of README.md from what was recorded: `python tests/readme.py` (after `make notebooks`).
+
+Results are the tables that the committed notebooks show; timings are those of tests/benchmarks/metric.json.
+tests/test_readme.py fails when README.md is stale.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def results() -> str:
+    lines = ["| notebook | claim | paper | measured | verdict |", "|---|---|---|---|---|"]
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                table = output.get("data", {}).get("text/markdown", "")
+                if table.startswith("| claim | paper |"):
+                    lines += [f"| {path.name[:2]} {row}" for row in table.splitlines()[2:]]
+    return "\n".join(lines)
+
+
+def benchmark() -> str:
+    recorded = json.loads((ROOT / "tests" / "benchmarks" / "metric.json").read_text())
+    lines = ["| | method | points | points/s | peak MiB | lgi is faster by |", "|---|---|---|---|---|---|"]
+    for quantity, methods in recorded["results"].items():
+        for method, rows in methods.items():
+            faster = recorded["times_faster"][quantity].get(method)
+            for row in rows:
+                cells = [quantity.replace("_", " "), method, f"{row['points']:,}", f"{row['points_per_second']:,.0f}"]
+                cells += [f"{row['peak_MiB']:,.0f}", "" if faster is None else f"{faster:.3g}"]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def generated(text: str) -> str:
+    """README's text with its generated parts as they should be."""
+    for name, make in (("results", results), ("benchmark", benchmark)):
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no part between <!-- {name} --> and <!-- /{name} -->")
+        text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(generated(readme.read_text(encoding="utf-8")), encoding="utf-8")
