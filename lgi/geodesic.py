@@ -105,6 +105,7 @@ class _Grid:
     weights: Tensor  # (q,), of the derivatives
     nodal_weights: Tensor  # (n,), of the nodes
     difference: Tensor | None
+    top: Tensor | None  # (n_elements, q), amplitude of the highest mode of the derivative on each element
     degree: int  # of the polynomials
 
 
@@ -132,19 +133,23 @@ def _grid(boundaries: tuple[float, ...], degree: int, pieces: int, embedded: boo
         x, w = np.polynomial.legendre.leggauss(degree + 1)
         t = (left[:, None] + width[:, None] * (x + 1) / 2).reshape(-1)
         weights = (width[:, None] * w / 2).reshape(-1)
-        return _Grid(torch.tensor(t), torch.tensor(weights), torch.tensor(weights), None, degree)
+        return _Grid(torch.tensor(t), torch.tensor(weights), torch.tensor(weights), None, None, degree)
     x, w, D = _gauss_lobatto(degree)
-    n_spans = len(width)
-    t, nodal = np.zeros(n_spans * degree + 1), np.zeros(n_spans * degree + 1)
-    difference = np.zeros((n_spans * (degree + 1), len(t)))
-    for s in range(n_spans):
-        nodes = slice(s * degree, (s + 1) * degree + 1)
-        t[nodes] = left[s] + width[s] * (x + 1) / 2
-        nodal[nodes] += width[s] * w / 2
-        difference[s * (degree + 1) : (s + 1) * (degree + 1), nodes] = D * 2 / width[s]
+    # Amplitude of the highest Legendre polynomial in a derivative, which has one degree less than the curve.
+    amplitude = np.linalg.pinv(np.polynomial.legendre.legvander(x, degree - 1))[-1]
+    n = len(width)
+    t, nodal = np.zeros(n * degree + 1), np.zeros(n * degree + 1)
+    difference = np.zeros((n * (degree + 1), len(t)))
+    top = np.zeros((n, n * (degree + 1)))
+    for e in range(n):
+        nodes, rows = slice(e * degree, (e + 1) * degree + 1), slice(e * (degree + 1), (e + 1) * (degree + 1))
+        t[nodes] = left[e] + width[e] * (x + 1) / 2
+        nodal[nodes] += width[e] * w / 2
+        difference[rows, nodes] = D * 2 / width[e]
+        top[e, rows] = amplitude * math.sqrt(width[e] / (2 * degree - 1))
     t[-1] = 1
     weights = (width[:, None] * w / 2).reshape(-1)
-    return _Grid(torch.tensor(t), torch.tensor(weights), torch.tensor(nodal), torch.tensor(difference), degree)
+    return _Grid(*(torch.tensor(value) for value in (t, weights, nodal, difference, top)), degree)
 
 
 @lru_cache(maxsize=256)
@@ -171,6 +176,7 @@ class _Sample:
 
     energy: Tensor  # (c,)
     length: Tensor  # (c,)
+    tail: Tensor  # (c,), share of the energy in the highest mode: how well the grid resolves the curve
     z_gradient: Tensor | None = None  # (c, n, d): the energy changes by <z_gradient, dz> + <v_gradient, dv>
     v_gradient: Tensor | None = None
     gram: Tensor | None = None  # (c, n, d, n, d), J_k^T J_l of all pairs of nodes; without an embedding (c, n, d, d), M
@@ -243,11 +249,12 @@ class _Problem:
             D, w = grid.difference.to(self.device, self.dtype), weights.to(self.dtype)
             if order == 1:
                 with torch.enable_grad():
-                    h = metric.embed(z.requires_grad_())
-                    s = (D @ h).square().sum(-1)
+                    change = D @ metric.embed(z.requires_grad_())
+                    s = change.square().sum(-1)
                     (z_gradient,) = torch.autograd.grad((s @ w).sum(), z)
             elif order == 0:
-                s = (D @ metric.embed(z)).square().sum(-1)
+                change = D @ metric.embed(z)
+                s = change.square().sum(-1)
             else:
                 h, columns = metric.linearise(z)
                 change = D @ h
@@ -258,7 +265,12 @@ class _Problem:
                 gram = (flat @ flat.mT).double().unflatten(2, z.shape[1:]).unflatten(1, z.shape[1:])
             z_gradient = None if z_gradient is None else z_gradient.double()
         s = s.detach().double()
-        return _Sample(s @ weights, s.clamp_min(0).sqrt() @ weights, z_gradient, v_gradient, gram)
+        energy = s @ weights
+        tail = torch.zeros_like(energy)
+        if grid.top is not None:
+            highest = (grid.top.to(self.device, self.dtype) @ change.detach()).square().sum((1, 2)).double()
+            tail = highest / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, z_gradient, v_gradient, gram)
 
     def norm(self, grid: _Grid, knots: Tensor, gram: Tensor) -> Tensor:
         """``integral of B'_i M B'_j dt`` (c, f, f), with the metric at the nodes, (c, n, d, d) or the Gram blocks."""
@@ -423,12 +435,26 @@ class _GradientDescent(_Minimiser):
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """Knots of one refinement and the grids to optimise, to measure and to weigh on."""
+    """Knots and grids of one step of refinement."""
 
     knots: Tensor
-    grid: _Grid
+    grid: _Grid  # to optimise on
     measuring: _Grid
-    weighing: _Grid
+    weighing: _Grid  # for the metric in the norm
+
+    @property
+    def n_elements(self) -> int:
+        return (len(self.grid.t) - 1) // self.grid.degree
+
+
+@dataclass(eq=False)
+class _State:
+    """Where the curves of a group are at one level."""
+
+    group: _Group
+    sample: _Sample
+    gradient: Tensor  # (c, f)
+    own: tuple[Tensor, Tensor]  # bases of the free control points, on the grid
 
 
 @dataclass(eq=False)
@@ -513,11 +539,11 @@ class _Search:
     """Search for the shorter curves of one chunk of pairs."""
 
     def __init__(
-        self, problem: _Problem, settings: SolverSettings, levels: list[_Level], start: Tensor, end: Tensor
+        self, problem: _Problem, settings: SolverSettings, levels: tuple[list[_Level], int], start: Tensor, end: Tensor
     ) -> None:
-        self.problem, self.settings, self.levels = problem, settings, levels
+        self.problem, self.settings, self.levels, self.n_degrees = problem, settings, *levels
         self.start, self.end = start, end
-        self.found = _Found.nothing(start, len(levels[-1].knots) - 4)
+        self.found = _Found.nothing(start, len(self.levels[-1].knots) - 4)
         self.history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def run(self, first: int, control: Tensor) -> _Found:
@@ -543,9 +569,6 @@ class _Search:
             table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
         found.energies, found.lengths = table
 
-    def _line(self, level: int, index: Tensor) -> Tensor:
-        return _line(self.start[index], self.end[index], self.levels[level].knots)
-
     def _sample(self, level: _Level, index: Tensor, control: Tensor, order: int, grid: _Grid | None = None) -> _Sample:
         """Energies of the curves ``index``, and note what that has cost."""
         grid, d = grid or level.grid, self.problem.d
@@ -558,151 +581,265 @@ class _Search:
 
     def _stage(self, number: int, first: int, group: _Group) -> list[tuple[int, _Group]]:
         """Optimise curves at one level; return those to be refined, with the levels where they go on."""
-        settings, problem, level, found = self.settings, self.problem, self.levels[number], self.found
-        newton = settings.method == "gauss-newton"
-        index, control = group.index, group.control
-        sample = self._sample(level, index, control, 2 if newton and number == first else 1)
+        problem, level = self.problem, self.levels[number]
+        newton = self.settings.method == "gauss-newton"
+        index = group.index
+        sample = self._sample(level, index, group.control, 2 if newton and number == first else 1)
+        self.found.n_iterations[index] += number != first
         if number == first:
             _refuse_nonfinite(sample.energy, self.start[index], self.end[index])
             group.gram = sample.gram
-            self.history.append((index, found.n_iterations[index], sample.energy.clone(), sample.length.clone()))
+        self._note(index, sample)
         own = _free(problem.basis(level.grid, level.knots))
+        state = _State(group, sample, sample.gradient(*own), own)
+        if not newton:
+            promise = self._descend(level, state)
+            return self._conclude(number, state, promise)
+        assert group.gram is not None
+        gram = group.gram if number == first else _interpolated(group.gram, self.levels[first].grid, level.grid)
+        base = problem.hessian(level.grid, level.knots, gram)
+        minimiser = _GaussNewton(
+            base if group.learnt is None else base + group.learnt, problem.norm(level.grid, level.knots, gram)
+        )
         finer_knots = _bisected(level.knots)
         finer = _free(problem.basis(level.grid, finer_knots))
-        energy, length, gradient = sample.energy, sample.length, sample.gradient(*own)
-        promise = torch.full_like(energy, torch.inf)
-        minimiser: _Minimiser
-        if newton:
-            assert group.gram is not None
-            gram = group.gram
-            if number != first:
-                gram = _interpolated(gram, self.levels[first].grid, level.grid)
-            norm, finer_norm = (problem.norm(level.grid, knots, gram) for knots in (level.knots, finer_knots))
-            base = problem.hessian(level.grid, level.knots, gram)
-            minimiser = _GaussNewton(base if group.learnt is None else base + group.learnt, norm)
-        else:
-            stiffness = problem.norm(level.grid, level.knots, energy.new_ones(1, len(level.grid.t), 1, 1))[0]
-            # Squared latent over squared decoded length.
-            squared = (self.end - self.start)[index].double().square().sum(-1)
-            ratio = torch.where(energy > 0, squared / energy, 0)
-            if settings.method == "lbfgs":
-                minimiser = _LBFGS(stiffness, ratio, problem.d)
-            else:
-                minimiser = _GradientDescent(ratio / (2 * torch.linalg.matrix_norm(stiffness, 2)))
-        live = torch.arange(len(index), device=index.device)
-        past = [energy.clone()]
-        noise = 4 * torch.finfo(problem.dtype).eps
-        while True:
-            # Which curves go on?
-            if newton:
-                residual = _residual(norm[live], gradient[live], energy[live])
-                outlook = _residual(finer_norm[live], sample.at(live).gradient(*finer), energy[live])
-                promise[live] = outlook.square() / 2
-                wanted = torch.full_like(residual, settings.tolerance / 2)
-                if number + 1 < len(self.levels):
-                    wanted = torch.where(promise[live] > settings.length_tolerance, wanted.maximum(outlook / 2), wanted)
-                live = live[residual > wanted]
-            elif len(past) > _PLATEAU:
-                plateau = settings.tolerance**2 / 10 if settings.method == "lbfgs" else settings.length_tolerance
-                live = live[(past[-1 - _PLATEAU] - past[-1])[live] > plateau * energy[live]]
-            live = live[found.n_iterations[index[live]] < settings.n_iterations]
-            if len(live) == 0:
-                break
-            step, promised = minimiser.propose(live, gradient[live])
-            hopeless = promised <= noise * energy[live] * 1e-3
-            if bool(hopeless.all()):
-                break
-            trial = control[live]
-            trial[:, 1:-1] += step.unflatten(1, (-1, problem.d))
-            found.n_iterations[index[live]] += 1
-            tried = self._sample(level, index[live], trial, 1)
-            new_gradient = tried.gradient(*own)
-            decrease = energy[live] - tried.energy
-            minimiser.learn(live, step, new_gradient - gradient[live], decrease / promised.clamp_min(1e-300))
-            # Within rounding a Newton step is trusted: its gradient is still right where differences of energy are not.
-            better = (tried.energy <= energy[live] * (1 + (noise if newton else 0))) & new_gradient.isfinite().all(-1)
-            won = live[better]
-            control[won], gradient[won] = trial[better], new_gradient[better]
-            energy[won], length[won] = tried.energy[better], tried.length[better]
-            sample.put(won, tried.at(better))
-            past.append(energy.clone())
-            self.history.append((index[live], found.n_iterations[index[live]], energy[live], length[live]))
-            live = live[~hopeless]
-        group.control = control
-        if newton:
-            assert isinstance(minimiser, _GaussNewton)
-            group.learnt = minimiser.hessian - base
-        return self._conclude(number, group, length, promise)
+        finer_norm = problem.norm(level.grid, finer_knots, gram)
+        promise = self._newton(number, state, minimiser, finer, finer_norm)
+        group.learnt = minimiser.hessian - base
+        return self._conclude(number, state, promise, minimiser)
 
-    def _conclude(self, number: int, group: _Group, length: Tensor, promise: Tensor) -> list[tuple[int, _Group]]:
+    def _newton(
+        self, number: int, state: _State, minimiser: _GaussNewton, finer: tuple[Tensor, Tensor], finer_norm: Tensor
+    ) -> Tensor:
+        """Iterate until each curve deserves a finer level or is done; return the relative gain that finer knots promise."""
+        settings = self.settings
+        promise = torch.full_like(state.sample.energy, torch.inf)
+        live = torch.arange(len(promise), device=promise.device)
+        while len(live):
+            energy = state.sample.energy[live]
+            residual = _residual(minimiser.norm[live], state.gradient[live], energy)
+            outlook = _residual(finer_norm[live], state.sample.at(live).gradient(*finer), energy)
+            promise[live] = outlook.square() / 2
+            # The step that each curve takes when it leaves brings more than this factor.
+            wanted = torch.full_like(residual, _LAST_STEP * settings.tolerance)
+            if self._has_finer_knots(number):
+                wanted = torch.where(promise[live] > settings.length_tolerance, wanted.maximum(outlook / 2), wanted)
+            if self._has_finer_grid(number):
+                wanted = wanted.maximum(_grid_error(state.sample.tail[live]))
+            live = live[residual > wanted]
+            live = self._iterate(self.levels[number], state, minimiser, live)
+        return promise
+
+    def _descend(self, level: _Level, state: _State) -> Tensor:
+        """Iterate until the energy of each curve has a plateau; what finer knots promise is not known."""
+        settings, problem, index = self.settings, self.problem, state.group.index
+        energy = state.sample.energy
+        unit = energy.new_ones(1, len(level.grid.t), 1, 1)
+        stiffness = problem.norm(level.grid, level.knots, unit)[0]
+        # Squared latent over squared decoded length.
+        squared = (self.end - self.start)[index].double().square().sum(-1)
+        ratio = torch.where(energy > 0, squared / energy, 0)
+        minimiser: _Minimiser
+        if settings.method == "lbfgs":
+            minimiser, plateau = _LBFGS(stiffness, ratio, problem.d), settings.tolerance**2 / 10
+        else:
+            minimiser = _GradientDescent(ratio / (2 * torch.linalg.matrix_norm(stiffness, 2)))
+            plateau = settings.length_tolerance
+        past = [energy.clone()]
+        live = torch.arange(len(index), device=index.device)
+        while len(live):
+            live = self._iterate(level, state, minimiser, live)
+            past.append(state.sample.energy.clone())
+            if len(past) > _PLATEAU:
+                live = live[(past[-1 - _PLATEAU] - past[-1])[live] > plateau * past[-1][live]]
+        return torch.full_like(energy, torch.inf)
+
+    def _iterate(self, level: _Level, state: _State, minimiser: _Minimiser, live: Tensor) -> Tensor:
+        """Try one step of the curves ``live``; return those for which another may make sense."""
+        index, noise = state.group.index, 4 * torch.finfo(self.problem.dtype).eps
+        live = live[self.found.n_iterations[index[live]] < self.settings.n_iterations]
+        step, promised = minimiser.propose(live, state.gradient[live])
+        energy = state.sample.energy[live]
+        hopeful = promised > 1e-3 * noise * energy
+        live, step, promised, energy = live[hopeful], step[hopeful], promised[hopeful], energy[hopeful]
+        if len(live) == 0:
+            return live
+        control = state.group.control
+        trial = control[live]
+        trial[:, 1:-1] += step.unflatten(1, (-1, self.problem.d))
+        self.found.n_iterations[index[live]] += 1
+        tried = self._sample(level, index[live], trial, 1)
+        gradient = tried.gradient(*state.own)
+        minimiser.learn(live, step, gradient - state.gradient[live], (energy - tried.energy) / promised)
+        # Within rounding a step is trusted: the gradient is still right where differences of energy are not.
+        better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)
+        won = live[better]
+        control[won], state.gradient[won] = trial[better], gradient[better]
+        state.sample.put(won, tried.at(better))
+        self._note(index[live], state.sample.at(live))
+        return live
+
+    def _note(self, index: Tensor, sample: _Sample) -> None:
+        self.history.append((index, self.found.n_iterations[index], sample.energy.clone(), sample.length.clone()))
+
+    def _has_finer_knots(self, number: int) -> bool:
+        return number // self.n_degrees + 1 < len(self.levels) // self.n_degrees
+
+    def _has_finer_grid(self, number: int) -> bool:
+        return number % self.n_degrees + 1 < self.n_degrees
+
+    def _conclude(
+        self, number: int, state: _State, promise: Tensor, minimiser: _GaussNewton | None = None
+    ) -> list[tuple[int, _Group]]:
         """Certify the curves that are done and refine the others."""
-        settings, found, index = self.settings, self.found, group.index
-        can_go_on = (found.n_iterations[index] < settings.n_iterations) & (number + 1 < len(self.levels))
+        settings, found, group = self.settings, self.found, state.group
+        index, length, tail = group.index, state.sample.length, state.sample.tail
+        can_go_on = found.n_iterations[index] < settings.n_iterations
         if settings.method == "lbfgs":
             # What the last refinement has brought; before there was one, nothing is known.
             before = found.length[index]
             promise = torch.where(before > 0, (before - length) / length, torch.inf)
-        found.length[index] = length
-        found.promise[index] = promise
-        refine = can_go_on & (promise > settings.length_tolerance)
-        target = torch.full_like(index, number + 1)
-        if settings.method == "gauss-newton":
-            # The residual against twice the spans falls with their number; where much is missing, halving once is not
-            # enough.
-            excess = promise / settings.length_tolerance
-            import os; j1,j2=eval(os.environ.get('JUMP','(4,16)')); target += (excess > j1).long() + (excess > j2).long()
-        done = (~refine).nonzero()[:, 0]
+        found.length[index], found.promise[index] = length, promise
+        refine = can_go_on & (promise > settings.length_tolerance) & self._has_finer_knots(number)
+        resolve = can_go_on & (_grid_error(tail) > settings.tolerance / 2) & self._has_finer_grid(number)
+        stale = None
+        if minimiser is not None:
+            stale = minimiser.norm
+            self._last_step(state, minimiser)
+        done = (~(refine | resolve)).nonzero()[:, 0]
         if len(done):
-            good = self._certify(number, index[done], group.control[done], length[done])
-            # What fails on the measuring grid needs more nodes, which the next level has.
-            refine[done[~good]] = can_go_on[done[~good]]
-        target = target.clamp(max=len(self.levels) - 1)
-        moves = []
-        for level in target[refine].unique().tolist():
-            chosen = group[(refine & (target == level)).nonzero()[:, 0]]
-            T = _prolongation(self.levels[number].knots, self.levels[level].knots).to(chosen.control.device)
-            chosen.control = T @ chosen.control
-            if chosen.learnt is not None:
-                # R T = 1: on the curves of the coarse level, the matrix stays what it was.
-                R = torch.linalg.pinv(T[1:-1, 1:-1])
-                R = torch.kron(R, torch.eye(self.problem.d, dtype=R.dtype, device=R.device))
-                chosen.learnt = R.T @ chosen.learnt @ R
-            moves.append((level, chosen))
-        return moves
+            good = self._certify(
+                number,
+                index[done],
+                group.control[done],
+                length[done],
+                None if stale is None else stale[done],
+                can_go_on[done],
+            )
+            # What fails on the measuring grid needs more nodes.
+            again = done[~good & can_go_on[done]]
+            if self._has_finer_grid(number):
+                resolve[again] = True
+            elif self._has_finer_knots(number):
+                refine[again] = True
+        target = self._targets(number, refine, resolve, promise, tail)
+        return [
+            (to, self._moved(number, to, group[(target == to).nonzero()[:, 0]]))
+            for to in target[target > number].unique().tolist()
+        ]
 
-    def _certify(self, number: int, index: Tensor, control: Tensor, coarse_length: Tensor) -> Tensor:
+    def _targets(self, number: int, refine: Tensor, resolve: Tensor, promise: Tensor, tail: Tensor) -> Tensor:
+        """Levels where curves go on; this one for those that do not."""
+        settings, n_degrees = self.settings, self.n_degrees
+        now, here = number // n_degrees, number % n_degrees
+        n_knots = len(self.levels) // n_degrees
+        jump = torch.ones_like(refine, dtype=torch.long)
+        if settings.method == "gauss-newton":
+            # The energy to be gained falls with the number of spans; where much is missing, doubling is not enough.
+            excess = promise / settings.length_tolerance
+            jump += (excess > _JUMPS[0]).long() + (excess > _JUMPS[1]).long()
+        knots = torch.where(refine, (now + jump).clamp(max=n_knots - 1), now)
+        # How fine must the grid be, for what is still to be gained?
+        wanted = torch.where(refine, 0.3 * (2 * promise).sqrt(), 0).clamp_min(settings.tolerance / 2)
+        target = torch.full_like(knots, number)
+        level = self.levels[number]
+        for k in knots[refine | resolve].unique().tolist():
+            degree = torch.full_like(knots, n_degrees - 1)
+            for i in reversed(range(n_degrees)):
+                finer = self.levels[k * n_degrees + i]
+                # Amplitudes of the modes fall geometrically, the faster the shorter an element.
+                rate = tail ** (1 / (level.grid.degree - 1)) * (level.n_elements / finer.n_elements) ** 2
+                degree = torch.where(_grid_error(rate ** (finer.grid.degree - 1)) <= wanted, i, degree)
+            chosen = (refine | resolve) & (knots == k)
+            least = here + 1 if k == now else 0
+            target[chosen] = k * n_degrees + degree[chosen].clamp(min=least)
+        return target
+
+    def _moved(self, number: int, to: int, group: _Group) -> _Group:
+        """Curves of one level as curves of another."""
+        T = _prolongation(self.levels[number].knots, self.levels[to].knots).to(group.control.device)
+        learnt = group.learnt
+        if learnt is not None:
+            # R T = 1: on the curves of the coarse level, the matrix stays what it was.
+            R = torch.linalg.pinv(T[1:-1, 1:-1])
+            R = torch.kron(R, torch.eye(self.problem.d, dtype=R.dtype, device=R.device))
+            learnt = R.T @ learnt @ R
+        return _Group(group.index, T @ group.control, group.gram, learnt)
+
+    def _last_step(self, state: _State, minimiser: _GaussNewton) -> None:
+        """Take the step that comes next without looking, as a finer grid will do so, where the model has proved good."""
+        residual = _residual(minimiser.norm, state.gradient, state.sample.energy)
+        trusted = (residual > self.settings.tolerance / 2) & (minimiser.damping == 0)
+        live = (trusted & (residual < _TRUSTED)).nonzero()[:, 0]
+        step, _ = minimiser.propose(live, state.gradient[live])
+        state.group.control[live, 1:-1] += step.unflatten(1, (-1, self.problem.d))
+
+    def _certify(
+        self,
+        number: int,
+        index: Tensor,
+        control: Tensor,
+        coarse_length: Tensor,
+        stale: Tensor | None,
+        can_go_on: Tensor,
+    ) -> Tensor:
         """Measure curves on the measuring grid and keep the shorter of curve and line; tells which are good."""
         found, problem, level, settings = self.found, self.problem, self.levels[number], self.settings
-        line = self._line(number, index)
+        line = _line(self.start[index], self.end[index], level.knots)
         unmoved = ((control - line).abs() <= 1e-12 * line.abs().amax((1, 2), keepdim=True)).all(-1).all(-1)
         # What is certified is what is handed out: rounded.
         control = torch.where(unmoved[:, None, None], line, control).to(problem.dtype).double()
         sample = self._sample(level, index, control, 1, level.measuring)
+        free = _free(problem.basis(level.measuring, level.knots))
+        if stale is not None and (self._has_finer_grid(number) or self._has_finer_knots(number)):
+            # No need to go on measuring what will go on anyway.
+            bad = can_go_on & (_residual(stale, sample.gradient(*free), sample.energy) > 1.5 * settings.tolerance)
+            if bool(bad.any()):
+                good = ~bad
+                good[~bad] = self._record(
+                    number, index[~bad], control[~bad], sample.at(~bad), coarse_length[~bad], unmoved[~bad]
+                )
+                return good
+        return self._record(number, index, control, sample, coarse_length, unmoved)
+
+    def _record(
+        self,
+        number: int,
+        index: Tensor,
+        control: Tensor,
+        sample: _Sample,
+        coarse_length: Tensor,
+        unmoved: Tensor,
+    ) -> Tensor:
+        """Compare measured curves with the line, weigh their gradient and note the result; tells which are good."""
+        found, problem, level, settings = self.found, self.problem, self.levels[number], self.settings
+        if len(index) == 0:
+            return unmoved
         straight = sample.length.clone()
         moved = (~unmoved).nonzero()[:, 0]
+        line = _line(self.start[index], self.end[index], level.knots).to(problem.dtype).double()
         if len(moved):
             straight[moved] = self._sample(level, index[moved], line[moved], 0, level.measuring).length
         longer = ~(sample.length < straight) & ~unmoved
         back = longer.nonzero()[:, 0]
         if len(back):
-            control[back] = line[back].to(problem.dtype).double()
-            straight_sample = self._sample(level, index[back], control[back], 1, level.measuring)
-            sample.put(back, straight_sample)
-            straight[back] = straight_sample.length
-            coarse_length = coarse_length.clone()
-            coarse_length[back] = self._sample(level, index[back], control[back], 0).length
+            control[back] = line[back]
+            sample.put(back, self._sample(level, index[back], line[back], 1, level.measuring))
+            straight[back] = sample.length[back]
         B = problem.basis(level.weighing, level.knots)[0]
         M = problem.metric.tensor((B @ control).to(problem.dtype)).double()
         found.n_rows[index] += (_VALUE + problem.d * _COLUMN) * len(level.weighing.t)
         norm = problem.norm(level.grid, level.knots, _interpolated(M, level.weighing, level.grid))
-        residual = _residual(norm, sample.gradient(*_free(problem.basis(level.measuring, level.knots))), sample.energy)
+        gradient = sample.gradient(*_free(problem.basis(level.measuring, level.knots)))
+        residual = _residual(norm, gradient, sample.energy)
         found.control[index, : control.shape[1]] = control
         found.level[index] = number
         found.length[index] = sample.length
         found.straight_length[index] = straight
         found.energy[index] = sample.energy
         found.residual[index] = residual
-        found.length_error[index] = (sample.length - coarse_length).abs()
+        error = sample.length * sample.tail if problem.embedded else (sample.length - coarse_length).abs()
+        found.length_error[index] = error + torch.finfo(problem.dtype).eps * sample.length
         exhausted = found.n_iterations[index] >= settings.n_iterations
         status = torch.where(residual <= settings.tolerance, _CONVERGED, torch.where(exhausted, _EXHAUSTED, _COARSE))
         rough = (found.promise[index] > settings.length_tolerance) & (status == _CONVERGED)
@@ -737,8 +874,8 @@ def _prolongation(coarse: Tensor, fine: Tensor) -> Tensor:
     return curve.control_points
 
 
-def _levels(problem: _Problem, settings: SolverSettings) -> list[_Level]:
-    """Knots and grids of all refinements."""
+def _levels(problem: _Problem, settings: SolverSettings) -> tuple[list[_Level], int]:
+    """Levels in the order in which they are visited, by knots and then by degree; and the number of degrees."""
     all_knots = [uniform_knots(4)]
     while True:
         if settings.method == "gradient":
@@ -749,28 +886,39 @@ def _levels(problem: _Problem, settings: SolverSettings) -> list[_Level]:
         if len(knots) - 4 > settings.n_control:
             break
         all_knots.append(knots)
-    levels = []
-    for k, knots in enumerate(all_knots):
-        n_spans = len(knots) - 7
-        import os; degree = eval(os.environ.get('DEG','lambda s,n: max(4, math.ceil((n if s==1 else 2 * n) / s))'))(n_spans,settings.nodes)
-        levels.append(_level(problem, knots, degree))
-    if settings.method != "gradient":
-        levels.append(_level(problem, all_knots[-1], 2 * degree))
-    return levels
+    coarsest = max(2, round(settings.nodes / _ELEMENTS))
+    degrees = [degree for degree in _DEGREES if degree > coarsest]
+    degrees = [6] if settings.method == "gradient" else [coarsest, *degrees]
+    return [_level(problem, knots, degree, settings.nodes) for knots in all_knots for degree in degrees], len(degrees)
 
 
-def _level(problem: _Problem, knots: Tensor, degree: int) -> _Level:
+def _level(problem: _Problem, knots: Tensor, degree: int, nodes: int) -> _Level:
     n_spans = len(knots) - 7
-    import os
-    mf=eval(os.environ.get("MF","'2*degree,2'"))
-    mf=eval(mf) if isinstance(mf,str) else mf(n_spans,degree)
+    pieces = math.ceil(_ELEMENTS / n_spans)
+    n_elements = n_spans * pieces
     return _Level(
         knots,
-        problem.grid(knots, degree),
-        problem.grid(knots, *mf),
+        problem.grid(knots, degree, pieces),
+        problem.grid(knots, max(2 * degree, math.ceil(4 * nodes / n_elements)), pieces),
         # The metric varies more slowly than the gradient: eight nodes, linearly interpolated, make the norm.
         _grid((0.0, 1.0), max(8, n_spans) - 1, 1, False),
     )
+
+
+# A curve is cut into at least so many elements; polynomials of these degrees are tried on each after the coarsest.
+_ELEMENTS, _DEGREES = 4, (4, 6, 8, 12, 16)
+# Residual, relative to the tolerance, below which a Newton step is expected to reach it; below which it is trusted.
+_LAST_STEP, _TRUSTED = 4, 0.1
+# Promised gains, relative to the tolerance, above which spans are quartered or cut into eight.
+_JUMPS = (4, 16)
+
+
+def _grid_error(tail: Tensor) -> Tensor:
+    """Error of the relative projected gradient on a grid, from the share of its highest mode.
+
+    The factor is measured: on VAE1 the median is 2.2 and nine tenths lie between 0.9 and 5.5 (degree 6).
+    """
+    return 2 * tail
 
 
 def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
@@ -950,7 +1098,7 @@ def shorten(
                 part = slice(offset, offset + chunk_size)
                 pieces.append(_shorten_chunk(problem, settings, levels, first[part], last[part], offset, graph))
                 bar.update(len(first[part]))
-        return _assemble(_stacked(pieces), levels, start.shape[:-1], start, settings)
+        return _assemble(_stacked(pieces), levels[0], start.shape[:-1], start, settings)
 
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
@@ -983,40 +1131,29 @@ def _chunk_size(settings: SolverSettings, d: int) -> int:
     return max(1, min(1024, (1 << 25) // values))
 
 
-@dataclass(eq=False)
-class _Piece:
-    """Results of one chunk."""
-
-    found: _Found
-    straight: Tensor  # (c,) bool, coincident end points
-    n_minima: Tensor
-    energies: Tensor  # (c, n)
-    lengths: Tensor
-
-
 def _shorten_chunk(
     problem: _Problem,
     settings: SolverSettings,
-    levels: list[_Level],
+    levels: tuple[list[_Level], int],
     start: Tensor,
     end: Tensor,
     offset: int,
     graph: _Graph | None,
 ) -> _Found:
     """Search from all initial curves, and keep the shortest of each pair."""
-    result = _Found.nothing(start, len(levels[-1].knots) - 4)
+    result = _Found.nothing(start, len(levels[0][-1].knots) - 4)
     apart = (start != end).any(-1).nonzero()[:, 0]
     if len(apart) == 0:
         return result
     start, end = start[apart], end[apart]
-    starts: list[tuple[int, Tensor]] = [(0, _line(start, end, levels[0].knots))]
+    starts: list[tuple[int, Tensor]] = [(0, _line(start, end, uniform_knots(4)))]
     rows = torch.zeros(len(start), dtype=torch.float64, device=start.device)
     if settings.starts == "multi":
         starts += [(0, control) for control in _bent(start, end, settings, (apart + offset).tolist())]
     elif graph is not None:
         # A path has more corners than two free control points can follow.
-        number = max(i for i, level in enumerate(levels) if len(level.knots) <= 15)
-        control, rows = graph.initial(problem, start, end, levels[number].knots)
+        number = max(i for i, level in enumerate(levels[0]) if len(level.knots) <= 15 and i % levels[1] == 0)
+        control, rows = graph.initial(problem, start, end, levels[0][number].knots)
         starts.append((number, control))
     founds = [_Search(problem, settings, levels, start, end).run(*initial) for initial in starts]
     lengths = torch.stack([found.length for found in founds])

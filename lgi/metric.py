@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -869,10 +869,21 @@ def _in_chunks(metric: Metric, function: Callable[..., Any], *tensors: Tensor) -
     with torch.set_grad_enabled(record), _full_precision(z.device):
         rows = metric._prepare(flat[0][:1])
         metric.latent_dim = d
-        chunks = [function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True)]
-        single = isinstance(chunks[0], Tensor)
-        columns = [chunks] if single else list(zip(*chunks, strict=True))
-        joined = [(parts[0] if len(parts) == 1 else torch.cat(parts))[:n] for parts in columns]
+        results = (function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True))
+        first = next(results)
+        single = isinstance(first, Tensor)
+        parts = ((part,) if single else part for part in chain([first], results))
+        if record:
+            joined = [torch.cat(column)[:n] for column in zip(*parts, strict=True)]
+        else:
+            joined = [part.new_empty(n, *part.shape[1:]) for part in ((first,) if single else first)]
+            # Written into place: kept one by one, small results would lie between the large temporary buffers of the
+            # chunks and keep the allocator from using their memory again, which then grows with the number of points.
+            stop = 0
+            for part in parts:
+                start, stop = stop, min(stop + rows, n)
+                for whole, piece in zip(joined, part, strict=True):
+                    whole[start:stop] = piece[: stop - start]
         shaped = [x.reshape(leading + x.shape[1:]) for x in joined]
     return shaped[0] if single else tuple(shaped)
 
