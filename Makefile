@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# uv, with pip where there is no uv or it fails; or pip.
+INSTALLER ?= uv
 # Parameter set of `make reproduce` (empty: the paper's run; smoke: minutes instead, on optdigits) and extra
 # arguments for notebooks/reproduce.py, e.g. ARGS="--only 01 -p epochs 5".
 PARAMS ?=
@@ -26,6 +28,7 @@ help: ## this list
 	@echo "  PARAMS=smoke      with reproduce: minutes instead of the full run, data that need no download"
 	@echo "  ARGS=\"...\"        with reproduce: passed on, see $(BIN)/python notebooks/reproduce.py --help"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
+	@echo "  INSTALLER=pip     install with pip even where uv works"
 	@echo "  LGI_DATA=folder   where MNIST/raw and vgg19/ lie, if they do"
 
 .PHONY: install
@@ -35,11 +38,11 @@ install: $(STAMP) ## make .venv with everything that the other targets need
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "lgi needs Python 3.11 or newer as '$(PYTHON)'; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@if [ "$${LGI_INSTALLER:-uv}" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+	@if [ "$(INSTALLER)" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; } && \
 	  PATH="$$PATH:$(abspath $(BIN))" uv pip install --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'; \
-	else \
-	  echo "uv is not available: installing with pip, which takes some minutes"; \
+	then :; else \
+	  echo "installing with pip, which takes some minutes"; \
 	  $(BIN)/python -m pip install --constraint requirements.lock --editable '.[dev]'; \
 	fi
 	@touch $@

@@ -40,7 +40,7 @@ from torch import Tensor
 
 _REMEDY = (
     "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete both halves. "
-    "recompute=True of load_or_compute computes afresh, into the cache."
+    "recompute=True of load_or_compute (retrain = True in notebook 01) computes afresh, into the cache."
 )
 
 # Dates and program versions would make two files of the same figure differ.

@@ -54,9 +54,10 @@ class Architecture:
     activation: str = "silu"
 
     def __post_init__(self) -> None:
-        if self.latent_dim < 1 or self.hidden < 1 or len(self.channels) != 2 or min(self.channels) < 1:
+        sizes = (self.latent_dim, self.hidden, *self.channels)
+        if len(sizes) != 4 or not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise ValueError(
-                "expected latent_dim >= 1, hidden >= 1 and two positive channel counts, "
+                "expected positive integers latent_dim and hidden and two positive integers channels, "
                 f"got latent_dim={self.latent_dim}, hidden={self.hidden}, channels={self.channels}"
             )
         if self.normalisation not in ("batch", "spectral", "none"):
@@ -347,6 +348,6 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f'device {str(device)!r} is not available here; use "auto" or "cpu" ({error})') from error
     return torch.device(device)

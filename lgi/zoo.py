@@ -51,8 +51,8 @@ def load_model(
     name: str,
     device: str | torch.device = "cpu",
     *,
-    std: Literal["rbf", "constant"] = "rbf",
-    output: ClassifierOutput = "probabilities",
+    std: Literal["rbf", "constant"] | None = None,
+    output: ClassifierOutput | None = None,
 ) -> VAE | LogisticRegression:
     """Shipped model: "vae1", "vae2" or "logistic_regression", trained on MNIST digits 2, 4, 5, 7.
 
@@ -62,11 +62,11 @@ def load_model(
         Which one.
     device : str or torch.device
         Where to put it; ``"auto"`` is the GPU when there is one.
-    std : {"rbf", "constant"}
-        Variance model of a VAE's decoder: the RBF precision network (the paper's), or the one constant it was
-        trained with.
-    output : {"probabilities", "log_probabilities", "logits"}
-        What the logistic regression returns; the paper's map is the probabilities.
+    std : {"rbf", "constant"}, optional
+        Variance model of a VAE's decoder: the RBF precision network (the paper's, the default), or the one constant
+        it was trained with.
+    output : {"probabilities", "log_probabilities", "logits"}, optional
+        What the logistic regression returns; the paper's map is the probabilities, the default.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def load_model(
     Raises
     ------
     ValueError
-        If there is no such model, or the device is not available.
+        If there is no such model, it has no such option, or the device is not available.
     lgi.artifacts.ArtifactError
         If the file is missing or damaged.
     """
@@ -84,8 +84,12 @@ def load_model(
         raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
     artifact = _shipped(name)
     if name == "logistic_regression":
-        return restore_logistic_regression(artifact, output=output).to(pick_device(device))
-    return restore_vae(artifact, std=std).to(pick_device(device))
+        if std is not None:
+            raise ValueError("std is an option of the VAEs; the logistic regression has output")
+        return restore_logistic_regression(artifact, output=output or "probabilities").to(pick_device(device))
+    if output is not None:
+        raise ValueError(f"output is an option of the logistic regression; {name!r} has std")
+    return restore_vae(artifact, std=std or "rbf").to(pick_device(device))
 
 
 def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:

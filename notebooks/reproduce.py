@@ -170,7 +170,11 @@ def check_kernel() -> None:
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the run's folder; the operating system lets go of it however the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Refusal(f"cannot write to {folder}: {reason}. LGI_RUNS names another folder for runs") from error
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             yield

@@ -15,6 +15,7 @@ from lgi.training import (
     RECIPES,
     Recipe,
     TrainingSettings,
+    _pixelwise_std,
     elbo_terms,
     evaluate,
     fit_or_load_logistic_regression,
@@ -161,12 +162,30 @@ def test_rbf_fit_recovers_a_known_variance_at_each_code():
     x = torch.where(noisy, 0.4, 0.1)[:, None, None, None] * torch.randn(3000, 1, 28, 28, generator=stream)
     x[:, 0, 0, :2] = 0.01 * torch.randn(3000, 2, generator=stream)  # what the encoder above takes for the code
     x[:, 0, 0, 0] += torch.where(noisy, 30.0, -30.0)
-    settings = dataclasses.replace(QUICK, n_centres=2, n_rbf_steps=200, min_std=0.03, bandwidth_factor=50.0)
+    settings = dataclasses.replace(QUICK, n_centres=2, n_rbf_steps=200, dither_std=0.03, bandwidth_factor=50.0)
     list(fit_rbf_precision(vae, x, x[:10], settings))
     for members, place in ((noisy, 30.0), (~noisy, -30.0)):
         fitted = vae.decoder.std_net(torch.tensor([[place, 0.0]]))[0, 0, 1]  # a row of ordinary pixels
         expected = (x[members, 0, 1].square().mean(0) + 0.03**2).sqrt()
         torch.testing.assert_close(fitted, expected, rtol=2e-3, atol=0)
+
+
+def test_pixelwise_baseline_is_the_best_constant_of_each_pixel():
+    """Against the closed form, and against constants to both sides of it."""
+    stream = torch.Generator().manual_seed(4)
+    x = torch.rand(300, 1, 28, 28, generator=stream) * torch.linspace(0, 1, 784).reshape(1, 28, 28)
+    vae = VAE(TINY).eval()
+    vae.decoder.mean_net = torch.nn.Sequential(torch.nn.Linear(2, 784), torch.nn.Unflatten(1, (1, 28, 28)))
+    torch.nn.init.zeros_(vae.decoder.mean_net[0].weight)
+    torch.nn.init.zeros_(vae.decoder.mean_net[0].bias)
+    std = _pixelwise_std(vae, x, dataclasses.replace(QUICK, dither_std=0.05))(torch.randn(2, 2))
+    expected = (x.square().mean(0) + 0.05**2).sqrt()
+    torch.testing.assert_close(std, expected.expand(2, 1, 28, 28), rtol=1e-5, atol=0)
+
+    def loss(std):  # negative log likelihood of dithered data, in expectation
+        return (0.5 * (x.square() + 0.05**2) / std**2 + std.log()).sum()
+
+    assert loss(std[0]) < min(loss(std[0] * 1.02), loss(std[0] * 0.98))
 
 
 def test_centres_of_coincident_codes_have_a_bandwidth():
@@ -189,7 +208,7 @@ def test_modes_and_settings_are_checked(images):
         evaluate(VAE(TINY), images[1])
     with pytest.raises(ValueError, match="train mode"):
         next(fit_rbf_precision(VAE(TINY), *images, QUICK))
-    for change in ({"epochs": 0}, {"learning_rate": -1.0}, {"min_std": 2.0}):
+    for change in ({"epochs": 0}, {"learning_rate": -1.0}, {"dither_std": 2.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             dataclasses.replace(QUICK, **change)
     with pytest.raises(ValueError, match="vae1"):

@@ -1,5 +1,9 @@
 """The shipped models and codes: what they are, that they are whole, and what they reach on real digits."""
 
+import dataclasses
+import hashlib
+import json
+
 import pytest
 import torch
 
@@ -10,8 +14,14 @@ from lgi import artifacts, datasets, training, zoo
 @pytest.mark.parametrize("name", zoo.VAES)
 def test_shipped_artefacts_are_those_of_the_recipes(name):
     """So that the default run of notebook 01 reads them instead of training."""
+    settings = dataclasses.asdict(training.RECIPES[name])
+    path = artifacts.data_folder() / "models" / name
+    artifacts.load(path, name=name, settings=settings, version=training.RECIPE_VERSION)
     assert training.train_or_load(name).source == "shipped"
     assert training.fit_or_load_logistic_regression().source == "shipped"
+    # both halves are of one and the same save
+    content = path.with_suffix(".safetensors").read_bytes()
+    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_shipped_files_are_small_and_hold_no_image():
@@ -19,7 +29,8 @@ def test_shipped_files_are_small_and_hold_no_image():
     assert sum(file.stat().st_size for file in files) < 5e6
     for name in zoo.MODELS:
         artifact = artifacts.load(artifacts.data_folder() / "models" / name, name=name)
-        assert {"date", "versions", "command"} <= artifact.provenance.keys()
+        expected = {"date", "versions", "command", "git_commit", "cpu"} | ({"seed"} if name in zoo.VAES else set())
+        assert expected <= artifact.provenance.keys()
         for key, tensor in artifact.tensors.items():
             assert tensor.shape[-2:] != (28, 28), key
             assert tensor.isfinite().all(), key
@@ -64,6 +75,11 @@ def test_recorded_evaluation_is_true(name):
     z, std = lgi.load_model(name).encoder(test.images)
     torch.testing.assert_close(z, codes.z, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(std, codes.std, rtol=1e-3, atol=1e-3)
+    pixelwise = lgi.load_model(name, std="constant")
+    train = datasets.mnist("train").images
+    pixelwise.decoder.std_net = training._pixelwise_std(pixelwise, train, training.RECIPES[name].training)
+    again = training.evaluate(pixelwise, test.images, n_samples=2).elbo.mean().item()
+    assert again == pytest.approx(artifact.record["evaluation"]["pixelwise_elbo"], rel=2e-3)
     for kind in ("constant", "rbf"):
         again = training.evaluate(lgi.load_model(name, std=kind), test.images, n_samples=2).elbo.mean().item()
         assert again == pytest.approx(artifact.record["evaluation"][f"{kind}_elbo"], rel=2e-3)
@@ -87,6 +103,10 @@ def test_unknown_names_are_refused():
         lgi.load_codes("logistic_regression")
     with pytest.raises(ValueError, match="constant"):
         lgi.load_model("vae1", std="none")
+    with pytest.raises(ValueError, match="logistic regression"):
+        lgi.load_model("vae1", output="logits")
+    with pytest.raises(ValueError, match="VAEs"):
+        lgi.load_model("logistic_regression", std="rbf")
 
 
 def test_a_damaged_model_is_refused(tmp_path, monkeypatch):
