@@ -38,7 +38,7 @@ install: $(STAMP) ## make .venv with everything that the other targets need
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "lgi needs Python 3.11 or newer as '$(PYTHON)'; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@if [ "$(INSTALLER)" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; } && \
 	  PATH="$$PATH:$(abspath $(BIN))" uv pip install --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'; \
 	then :; else \

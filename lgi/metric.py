@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 Generator: TypeAlias = Callable[[Tensor], Any]
 """``(n, d) -> (n, *data_shape)`` or ``-> (mean, std)``, each of that shape; standard deviation, never variance."""
@@ -104,9 +105,9 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` does not fit the latent space or the result is not finite.
+            If ``z`` does not fit the latent space, or the result is not finite or has a negative eigenvalue.
         """
-        return _finite(_in_chunks(self, self._tensor, z), z)
+        return _semidefinite(_in_chunks(self, self._tensor, z), z)
 
     def squared_speed(self, z: Tensor, v: Tensor) -> Tensor:
         """Squared Riemannian length of tangent vectors, ``v^T M(z) v``.
@@ -123,10 +124,13 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` or ``v`` does not fit the latent space or the result is not finite.
+            If ``z`` or ``v`` does not fit the latent space, or the result is not finite or belongs to a metric that is
+            not positive: ``v^T M(z) v < 0``.
         """
         z, v = _paired(z, v)
-        return _finite(_in_chunks(self, self._squared_speed, z, v), z)
+        result = _finite(_in_chunks(self, self._squared_speed, z, v), z)
+        self._refuse_negative(result, z)
+        return result
 
     def speed(self, z: Tensor, v: Tensor) -> Tensor:
         """Riemannian length of tangent vectors, ``sqrt(v^T M(z) v)``, the integrand of eq. 1.
@@ -144,7 +148,8 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` or ``v`` does not fit the latent space or the result is not finite.
+            If ``z`` or ``v`` does not fit the latent space, or the result is not finite or belongs to a metric that is
+            not positive: ``v^T M(z) v < 0``.
         """
         return _square_root(self.squared_speed(z, v))
 
@@ -165,14 +170,17 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` or ``v`` does not fit the latent space or the result is not finite.
+            If ``z`` or ``v`` does not fit the latent space, or the result is not finite or belongs to a metric that is
+            not positive: ``v^T M(z) v < 0``.
         """
 
         def product(z: Tensor, v: Tensor) -> Tensor:
             return torch.func.grad(lambda u: self._squared_speed(z, u).sum() / 2)(v)
 
         z, v = _paired(z, v)
-        return _finite(_in_chunks(self, product, z, v), z)
+        result = _finite(_in_chunks(self, product, z, v), z)
+        self._refuse_negative((v * result).sum(-1), z)
+        return result
 
     def squared_speed_and_gradient(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``v^T M(z) v`` and its gradients, in memory that does not grow with the work to be done.
@@ -189,7 +197,8 @@ class Metric(ABC):
         value : Tensor, shape (...)
         z_gradient, v_gradient : Tensor, shape (..., d)
             Derivatives of each value with respect to its own point and its own vector (which is ``2 M v``).
-            All three are without a graph. They are not checked to be finite: a solver refuses such a step by itself.
+            All three are without a graph. They are not checked to be finite: a solver refuses such a step by itself;
+            nor is the metric checked to be positive: where it is not, the value may be negative.
 
         Raises
         ------
@@ -198,8 +207,9 @@ class Metric(ABC):
         """
 
         def value_and_gradient(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with torch.enable_grad():
-                z, v = z.requires_grad_(), v.requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                # Copies of tensors made in inference mode can be differentiated, unlike these themselves.
+                z, v = z.clone().requires_grad_(), v.clone().requires_grad_()
                 value = self._squared_speed(z, v)
                 z_gradient, v_gradient = torch.autograd.grad(value.sum(), (z, v), materialize_grads=True)
             return value.detach(), z_gradient, v_gradient
@@ -270,13 +280,13 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` does not fit the latent space or the metric is not finite.
+            If ``z`` does not fit the latent space, or the metric is not finite or has a negative eigenvalue.
 
         Notes
         -----
         The tensor is accumulated and decomposed in float64: its condition number is the square of the Jacobian's.
         """
-        eigenvalues, eigenvectors = torch.linalg.eigh(_finite(_in_chunks(self, self._precise_tensor, z), z))
+        eigenvalues, eigenvectors = torch.linalg.eigh(_semidefinite(_in_chunks(self, self._precise_tensor, z), z))
         return eigenvalues.to(z), eigenvectors.to(z)
 
     def log_volume(self, z: Tensor) -> Tensor:
@@ -294,7 +304,7 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` does not fit the latent space or the metric is not finite.
+            If ``z`` does not fit the latent space, or the metric is not finite or has a negative eigenvalue.
         """
         return _log_volume(self._eigenvalues(z)).to(z)
 
@@ -313,12 +323,18 @@ class Metric(ABC):
         Raises
         ------
         ValueError
-            If ``z`` does not fit the latent space or the metric is not finite.
+            If ``z`` does not fit the latent space, or the metric is not finite or has a negative eigenvalue.
         """
         return _log_condition(self._eigenvalues(z)).to(z)
 
     def _eigenvalues(self, z: Tensor) -> Tensor:
-        return torch.linalg.eigvalsh(_finite(_in_chunks(self, self._precise_tensor, z), z))
+        return torch.linalg.eigvalsh(_semidefinite(_in_chunks(self, self._precise_tensor, z), z))
+
+    def _refuse_negative(self, squared_speed: Tensor, z: Tensor) -> None:
+        """Refuse squared speeds (...) at points (..., d) that are negative by more than the rounding of ``M``."""
+        negative = squared_speed.detach() < 0
+        if bool(negative.any()):
+            self.tensor(z.detach()[negative])
 
     def __add__(self, other: Metric) -> SumMetric:
         """Sum of two metrics on the same latent space."""
@@ -331,7 +347,9 @@ def _log_volume(eigenvalues: Tensor) -> Tensor:
 
 
 def _log_condition(eigenvalues: Tensor) -> Tensor:
-    return eigenvalues[..., -1].log10() - eigenvalues[..., 0].clamp_min(0).log10()
+    smallest, largest = eigenvalues[..., 0], eigenvalues[..., -1]
+    # Not left to log10(0): the metric 0 would have inf - inf.
+    return torch.where(smallest > 0, largest.log10() - smallest.log10(), torch.inf)
 
 
 class PullbackMetric(Metric):
@@ -366,9 +384,9 @@ class PullbackMetric(Metric):
     Raises
     ------
     ValueError
-        From any method: if ``z`` is not floating point or has another last dimension; if a module with batch norm or
-        dropout is in train mode; if outputs lack the batch dimension, mix rows, differ in shape, are cut off from
-        ``z``, or are not finite.
+        From any method: if ``z`` is not floating point or has another last dimension; if a module with batch norm,
+        dropout or spectral norm is in train mode; if outputs lack the batch dimension, mix rows, differ in shape, are
+        cut off from ``z``, or are not finite.
 
     Warns
     -----
@@ -621,7 +639,8 @@ class PullbackMetric(Metric):
 
     def _prepare(self, z: Tensor) -> int:
         _refuse_train_mode(self.generator, self.feature_map)
-        if self._layout is None:
+        # Points of another dtype may not fit the generator, or take it down another path.
+        if self._layout is None or (self._layout.dtype, self._layout.device) != (z.dtype, z.device):
             self._layout = self._inspect(z.detach())
         if self.chunk_size is not None:
             return self.chunk_size
@@ -664,7 +683,13 @@ class PullbackMetric(Metric):
                 stacklevel=5,
             )
         return _Layout(
-            stochastic=std is not None, n_data=n_data, n_features=n_features, n_values=n_values, forward=forward
+            dtype=z.dtype,
+            device=z.device,
+            stochastic=std is not None,
+            n_data=n_data,
+            n_features=n_features,
+            n_values=n_values,
+            forward=forward,
         )
 
     def _check_derivatives(self, z: Tensor, changes: bool, n_features: int) -> bool:
@@ -703,6 +728,8 @@ class PullbackMetric(Metric):
 class _Layout:
     """What the first call of a generator shows."""
 
+    dtype: torch.dtype  # of the points
+    device: torch.device
     stochastic: bool
     n_data: int  # D
     n_features: int  # K, or D without a feature map
@@ -738,7 +765,9 @@ class ExplicitMetric(Metric):
     Raises
     ------
     ValueError
-        From any method, if the function returns another shape or a tensor that is not symmetric.
+        From any method, if the function returns another shape, or a tensor that is not symmetric at the first point;
+        from all but :meth:`squared_speed_and_gradient`, if its values at any point are those of a tensor that is not
+        positive semi-definite.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], *, latent_dim: int | None = None) -> None:
@@ -774,7 +803,8 @@ class ConformalMetric(Metric):
     Raises
     ------
     ValueError
-        From any method, if the factor has another shape or is not positive at the first point.
+        From any method, if the factor has another shape or is not positive at the first point; from all but
+        :meth:`squared_speed_and_gradient`, if it is negative at any point.
     """
 
     def __init__(self, metric: Metric, factor: Callable[[Tensor], Tensor]) -> None:
@@ -791,7 +821,7 @@ class ConformalMetric(Metric):
     def _prepare(self, z: Tensor) -> int:
         factor = self.factor(z.detach())
         if not isinstance(factor, Tensor) or factor.shape != z.shape[:1] or not bool((factor > 0).all()):
-            raise ValueError(f"expected a positive factor of shape (1,) for z of shape {tuple(z.shape)}, got {factor}")
+            raise ValueError(f"expected a positive factor of shape (1,) at z = {z.tolist()}, got {factor}")
         return self.metric._prepare(z)
 
 
@@ -860,7 +890,8 @@ def _in_chunks(metric: Metric, function: Callable[..., Any], *tensors: Tensor) -
     z = _points(metric, tensors[0])
     leading, d = z.shape[:-1], z.shape[-1]
     n = leading.numel()
-    flat = [x.reshape(-1, d) for x in tensors]
+    # Contiguous: of an expanded tensor, forward mode and autograd would write to the same place many times.
+    flat = [x.reshape(-1, d).contiguous() for x in tensors]
     # No points have a result too, of the right trailing shape: that of one point, cut to none.
     flat = flat if n else [x.new_zeros(1, d) for x in flat]
     # Inside a transform of torch.func, no_grad would replace derivatives (of SiLU, say) by ones that have none.
@@ -891,7 +922,8 @@ def _in_chunks(metric: Metric, function: Callable[..., Any], *tensors: Tensor) -
 def _points(metric: Metric, z: Tensor) -> Tensor:
     d = metric.latent_dim
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        raise ValueError(f"expected floating-point points z (..., {d or 'd'}), got {_describe(z)}: use z.float()")
+        how = "z.float()" if isinstance(z, Tensor) else "torch.as_tensor(z, dtype=torch.float32)"
+        raise ValueError(f"expected floating-point points z (..., {d or 'd'}), got {_describe(z)}: use {how}")
     if z.ndim == 0 or z.shape[-1] != (d or z.shape[-1]):
         raise ValueError(f"expected points z (..., {d or 'd'}), got shape {tuple(z.shape)}")
     return z
@@ -899,7 +931,10 @@ def _points(metric: Metric, z: Tensor) -> Tensor:
 
 def _paired(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if not (isinstance(z, Tensor) and isinstance(v, Tensor)) or z.dtype != v.dtype or z.device != v.device:
-        raise ValueError(f"expected z and v of one dtype on one device, got {_describe(z)} and {_describe(v)}")
+        raise ValueError(
+            f"expected z and v as tensors of one dtype on one device, got {_describe(z)} and {_describe(v)}: use "
+            "torch.as_tensor(v, dtype=..., device=...)"
+        )
     if z.shape[-1:] != v.shape[-1:]:
         raise ValueError(f"expected z and v (..., d) with the same d, got {tuple(z.shape)} and {tuple(v.shape)}")
     try:
@@ -922,6 +957,25 @@ def _finite(result: Tensor, z: Tensor) -> Tensor:
     return result
 
 
+def _semidefinite(M: Tensor, z: Tensor) -> Tensor:
+    """Refuse tensors (..., d, d) not finite or with a negative eigenvalue, naming the first such point (..., d)."""
+    _finite(M, z)
+    # Rounding may leave eigenvalues of 0 slightly negative: by 1e-4 of the trace at most in float32, 2e-13 in float64.
+    # The decomposition exists where all eigenvalues are positive, and costs less than the tensor did.
+    precision = torch.finfo(z.dtype)
+    tensor = M.detach().to(torch.promote_types(M.dtype, torch.float32))
+    shift = 1e3 * precision.eps * tensor.diagonal(dim1=-2, dim2=-1).sum(-1).abs() + precision.tiny
+    identity = torch.eye(M.shape[-1], dtype=tensor.dtype, device=M.device)
+    bad = torch.linalg.cholesky_ex(tensor + shift[..., None, None] * identity).info > 0
+    if bool(bad.any()):
+        eigenvalue = float(torch.linalg.eigvalsh(tensor[bad][0])[0])
+        raise ValueError(
+            f"expected a positive semi-definite metric, got the eigenvalue {eigenvalue:.3g} at z = "
+            f"{z.detach()[bad][0].tolist()}: correct the function or the factor that makes it negative"
+        )
+    return M
+
+
 def _square_root(x: Tensor) -> Tensor:
     """Square root with gradient 0, not infinity, at 0: there a sum of squares has gradient 0."""
     positive = x > 0
@@ -940,18 +994,21 @@ def _refuse_train_mode(*functions: Any) -> None:
     for function in functions:
         if isinstance(function, nn.Module):
             for name, module in function.named_modules():
-                if module.training and isinstance(module, _MODE_DEPENDENT):
+                if module.training and _depends_on_mode(module):
                     raise ValueError(
                         f"{type(module).__name__} '{name}' of {type(function).__name__} is in train mode, where its "
-                        "output is random or depends on the batch: call eval() on the model"
+                        "output is random or depends on the batch, or each call changes it: call eval() on the model"
                     )
 
 
-_MODE_DEPENDENT = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.RReLU,
-)
+def _depends_on_mode(module: nn.Module) -> bool:
+    always = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU, _SpectralNorm)
+    return (
+        isinstance(module, always)
+        or (isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats)
+        # The older form of spectral norm is a hook, not a module; by name, since torch is about to drop the class.
+        or any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values())
+    )
 
 
 def _is_scripted(*functions: Any) -> bool:
@@ -1023,7 +1080,9 @@ def curve_length(metric: Metric, curve: Curve | Tensor, n_t: int = 256) -> Tenso
     Raises
     ------
     ValueError
-        If ``n_t`` is below 1, or the metric cannot be evaluated along the curve.
+        If ``n_t`` is not an integer of at least 1, or the metric cannot be evaluated along the curve.
+    TypeError
+        If ``metric`` is not a metric or ``curve`` neither a curve nor a tensor.
 
     Notes
     -----
@@ -1056,7 +1115,9 @@ def curve_energy(metric: Metric, curve: Curve | Tensor, n_t: int = 256) -> Tenso
     Raises
     ------
     ValueError
-        If ``n_t`` is below 1, or the metric cannot be evaluated along the curve.
+        If ``n_t`` is not an integer of at least 1, or the metric cannot be evaluated along the curve.
+    TypeError
+        If ``metric`` is not a metric or ``curve`` neither a curve nor a tensor.
     """
     squared_speed, weights = _along(metric, curve, n_t)
     return squared_speed @ weights
@@ -1081,7 +1142,9 @@ def curve_length_error(metric: Metric, curve: Curve | Tensor, n_t: int = 256) ->
     Raises
     ------
     ValueError
-        If ``n_t`` is below 1, or the metric cannot be evaluated along the curve.
+        If ``n_t`` is not an integer of at least 1, or the metric cannot be evaluated along the curve.
+    TypeError
+        If ``metric`` is not a metric or ``curve`` neither a curve nor a tensor.
     """
     return (curve_length(metric, curve, n_t) - curve_length(metric, curve, 2 * n_t)).abs()
 
@@ -1109,18 +1172,23 @@ def energy_and_gradient(metric: Metric, curve: SplineCurve, n_t: int = 256) -> t
     Raises
     ------
     ValueError
-        If ``n_t`` is below 1, or a point does not fit the latent space.
+        If ``n_t`` is not an integer of at least 1, or a point does not fit the latent space.
+    TypeError
+        If ``metric`` is not a metric or ``curve`` has no control points.
     """
-    t, weights = _nodes(curve, n_t)
-    control_points = curve.control_points.detach().requires_grad_()
-    with torch.enable_grad():
+    _check_metric(metric)
+    if not isinstance(getattr(curve, "control_points", None), Tensor):
+        raise TypeError(f"expected a curve with control points, such as lgi.CubicBSpline, got {_describe(curve)}")
+    with torch.inference_mode(False), torch.enable_grad():
+        t, weights = _nodes(curve, n_t)
+        control_points = curve.control_points.detach().clone().requires_grad_()
         detached = type(curve)(control_points, curve.knots)
         z, v = detached(t), detached.derivative(t)
-    value, z_gradient, v_gradient = metric.squared_speed_and_gradient(z, v)
-    # The curve is linear in its control points, so that its own backward pass is the transposed basis.
-    scale = weights[:, None]
-    (gradient,) = torch.autograd.grad((z, v), control_points, (scale * z_gradient, scale * v_gradient))
-    return value @ weights, gradient
+        value, z_gradient, v_gradient = metric.squared_speed_and_gradient(z, v)
+        # The curve is linear in its control points, so that its own backward pass is the transposed basis.
+        scale = weights[:, None]
+        (gradient,) = torch.autograd.grad((z, v), control_points, (scale * z_gradient, scale * v_gradient))
+        return value @ weights, gradient
 
 
 class SplineCurve(Curve, Protocol):
@@ -1153,15 +1221,28 @@ class _Path:
         return n_pieces * self.points.diff(dim=-2)[..., (t * n_pieces).long().clamp(max=n_pieces - 1), :]
 
 
+def _check_metric(metric: Metric) -> None:
+    if not isinstance(metric, Metric):
+        raise TypeError(f"expected a metric, such as lgi.PullbackMetric(generator), got {_describe(metric)}")
+
+
 def _along(metric: Metric, curve: Curve | Tensor, n_t: int) -> tuple[Tensor, Tensor]:
     """Squared speed (..., n_t) at the quadrature nodes, and the weights (n_t,)."""
+    _check_metric(metric)
     curve = _Path(curve) if isinstance(curve, Tensor) else curve
+    if not callable(curve) or not hasattr(curve, "derivative"):
+        raise TypeError(
+            f"expected a curve, such as lgi.CubicBSpline, or a tensor of points (..., n, d), got {_describe(curve)}: "
+            "use torch.as_tensor for points"
+        )
     t, weights = _nodes(curve, n_t)
     return metric.squared_speed(curve(t), curve.derivative(t)), weights
 
 
 def _nodes(curve: Curve, n_t: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes and weights on the spans of a curve, in its dtype and on its device."""
+    if not isinstance(n_t, int | np.integer) or n_t < 1:
+        raise ValueError(f"expected n_t, the number of quadrature nodes, as an integer of at least 1, got n_t = {n_t}")
     knots = getattr(curve, "knots", None)
     t, weights = _gauss_legendre((0.0, 1.0) if knots is None else tuple(knots.unique().tolist()), n_t)
     dtype, device = getattr(curve, "dtype", None), getattr(curve, "device", None)
@@ -1173,8 +1254,6 @@ def _nodes(curve: Curve, n_t: int) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=256)
 def _gauss_legendre(knots: tuple[float, ...], n_t: int) -> tuple[Tensor, Tensor]:
     """Composite Gauss-Legendre nodes and weights (float64, CPU) with ``n_t`` nodes in all, at least one a span."""
-    if n_t < 1:
-        raise ValueError(f"expected at least one quadrature node, got n_t = {n_t}")
     n_spans = len(knots) - 1
     t, weights = [], []
     for i, (a, b) in enumerate(pairwise(knots)):
@@ -1239,12 +1318,19 @@ def metric_fields(
     Raises
     ------
     ValueError
-        If the axes do not fit the latent space or the metric is not finite somewhere on the grid.
+        If the axes do not fit the latent space, or the metric is not finite or has a negative eigenvalue somewhere on
+        the grid.
+    TypeError
+        If ``metric`` is not a metric.
     """
     from tqdm import tqdm
 
-    if not axes or any(axis.ndim != 1 for axis in axes):
-        raise ValueError(f"expected one-dimensional axes, got shapes {[tuple(axis.shape) for axis in axes]}")
+    _check_metric(metric)
+    if len(axes) == 0 or any(not isinstance(x, Tensor) or x.ndim != 1 or x.dtype != axes[0].dtype for x in axes):
+        raise ValueError(
+            f"expected one-dimensional axes of one dtype, got {', '.join(map(_describe, axes)) or 'none'}: use "
+            "torch.linspace, or torch.as_tensor(axis, dtype=torch.float32)"
+        )
     z = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     points = _points(metric, z).reshape(-1, len(axes))
     tensors = []
@@ -1255,7 +1341,7 @@ def metric_fields(
         ) as bar,
     ):
         for batch in points.split(batch_size):
-            tensors.append(_finite(_in_chunks(metric, metric._precise_tensor, batch), batch).cpu())
+            tensors.append(_semidefinite(_in_chunks(metric, metric._precise_tensor, batch), batch).cpu())
             bar.update(len(batch))
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cat(tensors).reshape(*z.shape, len(axes)))
     return MetricFields(

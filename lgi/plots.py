@@ -221,6 +221,8 @@ def axial_streamlines(
         if not axes.covers(seed) or _is_near(seed, placed, 0.98 * separation):
             continue
         halves = [axes.trace(seed, sense * np.array([0.8, 0.6]), placed, separation) for sense in (1.0, -1.0)]
+        if min(len(half) for half in halves) > 1 and _turn(halves[1][1], seed, halves[0][1]) < np.sqrt(0.5):
+            continue
         path = np.concatenate([halves[1][:0:-1], halves[0]])
         if len(path) < 10:
             continue
@@ -234,6 +236,11 @@ def axial_streamlines(
     collection = LineCollection(lines, **looks)
     ax.add_collection(collection)
     return collection
+
+
+def _turn(a: _Points, b: _Points, c: _Points) -> float:
+    """Cosine of the angle by which the way from a over b to c turns."""
+    return float((b - a) @ (c - b) / (np.linalg.norm(b - a) * np.linalg.norm(c - b)))
 
 
 def _is_near(point: _Points, points: _Points, distance: float) -> bool:
@@ -269,10 +276,11 @@ class _AxialField:
     def trace(self, seed: _Points, along: _Points, placed: _Points, separation: float) -> _Points:
         """Half a streamline by midpoint steps, until it leaves, nears a line or itself, or meets a degenerate point."""
         step, path = separation / 5, [seed]
-        for _ in range(4000):
+        for n_steps in range(4000):
             axis = self.at(path[-1], along)
             middle = None if axis is None else self.at(path[-1] + 0.5 * step * axis, axis)
-            if middle is None:
+            # A turn by more than 45 degrees within a step is no curve but a degenerate point passed too closely.
+            if middle is None or (n_steps > 0 and middle @ along < np.sqrt(0.5)):
                 break
             point = path[-1] + step * middle
             if _is_near(point, placed, 0.5 * separation) or _is_near(point, np.array(path[:-10]), 0.5 * separation):

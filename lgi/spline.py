@@ -84,8 +84,8 @@ def basis(knots: Tensor, t: Tensor, order: int = 0, *, dtype: torch.dtype = torc
 
 def _knots_key(knots: Tensor) -> tuple[float, ...]:
     """Check a knot vector and return it as a hashable value."""
-    if knots.ndim != 1 or not knots.is_floating_point():
-        raise ValueError(f"expected knots as a floating-point vector, got {knots.dtype} of shape {tuple(knots.shape)}")
+    if not isinstance(knots, Tensor) or knots.ndim != 1 or not knots.is_floating_point():
+        raise ValueError(f"expected knots as a floating-point vector, got {_describe(knots)}")
     key = tuple(knots.tolist())
     n_end = DEGREE + 1
     if len(key) < 2 * n_end:
@@ -104,8 +104,8 @@ def _knots_key(knots: Tensor) -> tuple[float, ...]:
 
 def _parameters_key(t: Tensor) -> bytes:
     """Check the parameters and return them as a hashable value."""
-    if t.ndim != 1 or not t.is_floating_point():
-        raise ValueError(f"expected t as a floating-point vector (n_t,), got {t.dtype} of shape {tuple(t.shape)}")
+    if not isinstance(t, Tensor) or t.ndim != 1 or not t.is_floating_point():
+        raise ValueError(f"expected t as a floating-point vector (n_t,), got {_describe(t)}")
     if t.requires_grad:
         raise ValueError("t requires a gradient, which the cached basis cannot give; use `derivative` instead")
     values: npt.NDArray[np.float64] = t.to("cpu", torch.float64).numpy()
@@ -113,6 +113,12 @@ def _parameters_key(t: Tensor) -> bytes:
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"expected t in [0, 1], got values from {values.min()} to {values.max()}: rescale or clamp t")
     return values.tobytes()
+
+
+def _describe(x: object) -> str:
+    if isinstance(x, Tensor):
+        return f"{x.dtype} of shape {tuple(x.shape)}"
+    return f"a {type(x).__name__}: use torch.as_tensor(..., dtype=torch.float32)"
 
 
 def _checked_order(order: int) -> int:
@@ -174,10 +180,9 @@ class CubicBSpline:
     """
 
     def __init__(self, control_points: Tensor, knots: Tensor | None = None) -> None:
-        if control_points.ndim < 2 or not control_points.is_floating_point():
+        if not isinstance(control_points, Tensor) or control_points.ndim < 2 or not control_points.is_floating_point():
             raise ValueError(
-                f"expected floating-point control points (..., n_control, d), got {control_points.dtype} of shape "
-                f"{tuple(control_points.shape)}"
+                f"expected floating-point control points (..., n_control, d), got {_describe(control_points)}"
             )
         n_control = control_points.shape[-2]
         if n_control < DEGREE + 1:
@@ -187,10 +192,10 @@ class CubicBSpline:
             )
         if knots is None:
             knots = uniform_knots(n_control)
-        elif knots.shape != (n_control + DEGREE + 1,):
+        elif not isinstance(knots, Tensor) or knots.shape != (n_control + DEGREE + 1,):
             raise ValueError(
                 f"expected knots of shape ({n_control + DEGREE + 1},) for control_points of shape "
-                f"{tuple(control_points.shape)}, got {tuple(knots.shape)}"
+                f"{tuple(control_points.shape)}, got {_describe(knots)}"
             )
         _knots_key(knots)
         self.control_points = control_points
@@ -219,10 +224,14 @@ class CubicBSpline:
         ValueError
             If the end points differ in their last dimension, dtype or device, or ``n_control`` is below 4.
         """
-        if start.shape[-1:] != end.shape[-1:] or start.ndim == 0 or not start.is_floating_point():
+        if (
+            not (isinstance(start, Tensor) and isinstance(end, Tensor) and start.is_floating_point())
+            or start.shape[-1:] != end.shape[-1:]
+            or start.ndim == 0
+        ):
             raise ValueError(
-                f"expected floating-point end points (..., d) with the same d, got {start.dtype} of shape "
-                f"{tuple(start.shape)} and {end.dtype} of shape {tuple(end.shape)}"
+                "expected floating-point end points (..., d) with the same d, got start as "
+                f"{_describe(start)}, end as {_describe(end)}"
             )
         if start.dtype != end.dtype or start.device != end.device:
             raise ValueError(

@@ -26,13 +26,13 @@ def results() -> str:
 
 def benchmark() -> str:
     recorded = json.loads((ROOT / "tests" / "benchmarks" / "metric.json").read_text())
-    lines = ["| | method | points | points/s | peak MiB | lgi is faster by |", "|---|---|---|---|---|---|"]
+    lines = ["| | method | points | points/s | peak MiB | points/s of lgi / of this |", "|---|---|---|---|---|---|"]
     for quantity, methods in recorded["results"].items():
         for method, rows in methods.items():
-            faster = recorded["times_faster"][quantity].get(method)
+            ratio = recorded["lgi_over_method"][quantity].get(method)
             for row in rows:
                 cells = [quantity.replace("_", " "), method, f"{row['points']:,}", f"{row['points_per_second']:,.0f}"]
-                cells += [f"{row['peak_MiB']:,.0f}", "" if faster is None else f"{faster:.3g}"]
+                cells += [f"{row['peak_MiB']:,.0f}", "" if ratio is None or row is not rows[-1] else f"{ratio:.2g}"]
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
 
-from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric
+from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric, metric_fields
 
 D, K = 12, 5
 
@@ -404,6 +404,33 @@ def test_points_and_vectors_are_broadcast() -> None:
     assert (metric.speed(z, v)[4, 2] - metric.speed(z[4, 0], v[2])).abs() <= 1e-13
 
 
+@pytest.mark.parametrize("leading", [(), (1,)])
+def test_one_point_and_many_vectors(metric: PullbackMetric, leading: tuple[int, ...]) -> None:
+    """Expanded tensors, of which several elements share their memory, are as good as copies; either way round."""
+    for one, many in ((randn(*leading, 2), randn(5, 2, seed=1)), (randn(1, 2).expand(5, 2), randn(5, 2, seed=1))):
+        for z, v in ((one, many), (many, one)):
+            copies = z.expand(5, 2).clone(), v.expand(5, 2).clone()
+            for method in (metric.speed, metric.squared_speed, metric.apply, metric.pull):
+                assert torch.equal(method(z, v), method(*copies))
+            pairs = zip(
+                metric.squared_speed_and_gradient(z, v), metric.squared_speed_and_gradient(*copies), strict=True
+            )
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_expanded_points(metric: PullbackMetric) -> None:
+    z = randn(1, 2).expand(5, 2)
+    for method in (metric.tensor, metric.log_volume, metric.log_condition, lambda z: metric.eigh(z)[0]):
+        assert torch.equal(method(z), method(z.clone()))
+    if metric.has_embedding(z):
+        assert torch.equal(metric.embed(z), metric.embed(z.clone()))
+        assert all(torch.equal(a, b) for a, b in zip(metric.linearise(z), metric.linearise(z.clone()), strict=True))
+    leaf = randn(1, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(metric.tensor(leaf.expand(5, 2)).sum(), leaf)
+    (single,) = torch.autograd.grad(metric.tensor(leaf).sum(), leaf)
+    assert deviation(gradient, 5 * single) <= 1e-13
+
+
 @settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 50), st.sampled_from(EQUATIONS))
 def test_results_do_not_depend_on_batch_or_chunk(n: int, chunk_size: int, equation: str) -> None:
@@ -458,7 +485,11 @@ def test_works_under_no_grad_and_inference_mode(metric: PullbackMetric) -> None:
         assert torch.equal(metric.tensor(z), expected[0])
         assert torch.equal(metric.squared_speed_and_gradient(z, v)[1], expected[1])
     with torch.inference_mode():
+        inference = z.clone(), v.clone()
         assert torch.equal(metric.tensor(z), expected[0])
+        assert torch.equal(metric.squared_speed_and_gradient(z, v)[1], expected[1])
+    assert torch.equal(metric.tensor(inference[0]), expected[0])
+    assert torch.equal(metric.squared_speed_and_gradient(*inference)[1], expected[1])
 
 
 def test_inputs_are_never_changed() -> None:
@@ -508,8 +539,11 @@ def test_device_follows_the_points(metric: PullbackMetric) -> None:
 
 def test_log_fields_of_a_degenerate_metric_are_infinite() -> None:
     metric, z = ExplicitMetric(lambda z: torch.diag_embed(torch.tensor([1.0, 0.0]).expand_as(z))), torch.zeros(3, 2)
-    assert (metric.log_volume(z) == -torch.inf).all()
-    assert (metric.log_condition(z) == torch.inf).all()
+    zero = ExplicitMetric(lambda z: torch.zeros(*z.shape, z.shape[-1]))
+    for degenerate in (metric, zero):
+        assert (degenerate.log_volume(z) == -torch.inf).all()
+        assert (degenerate.log_condition(z) == torch.inf).all()
+    assert (metric_fields(zero, [torch.linspace(0, 1, 3)] * 2, progress=False).log_condition == torch.inf).all()
 
 
 def test_condition_number_is_resolved_in_float32() -> None:

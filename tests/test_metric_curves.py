@@ -313,6 +313,19 @@ def test_a_curve_that_requires_gradients_keeps_its_graph_out() -> None:
     assert points.grad is None
 
 
+def test_inference_mode_changes_nothing() -> None:
+    metric, points = surface_metric("torus"), SURFACE["torus"].sample(5)
+    expected = energy_and_gradient(metric, CubicBSpline(points), 16)
+    with torch.inference_mode():
+        made_here = CubicBSpline(points.clone())
+        results = [energy_and_gradient(surface_metric("torus"), CubicBSpline(points), 16)]
+        assert curve_energy(surface_metric("torus"), made_here, 16) == expected[0]
+    results.append(energy_and_gradient(metric, made_here, 16))
+    for energy, gradient in results:
+        assert torch.equal(energy, expected[0])
+        assert torch.equal(gradient, expected[1])
+
+
 # ---- fields ----
 
 
@@ -359,8 +372,20 @@ def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_wrong_curves() -> None:
     metric = surface_metric("sphere")
-    with pytest.raises(ValueError, match="n_t = 0"):
-        curve_length(metric, line([1, 0], [2, 0]), n_t=0)
+    curve = line([1, 0], [2, 0])
+    for measure in (curve_length, curve_energy, curve_length_error, energy_and_gradient):
+        for n_t in (0, 10.5, "10", None):
+            with pytest.raises(ValueError, match=rf"integer of at least 1, got n_t = {n_t}"):
+                measure(metric, curve, n_t=n_t)
+        for wrong in (SURFACE["sphere"].embed, None):
+            with pytest.raises(TypeError, match=r"expected a metric, such as lgi.PullbackMetric\(generator\), got a"):
+                measure(wrong, curve)
+        for points in (curve.control_points.numpy(), [[1.0, 0.0], [2.0, 0.0]], 0.5):
+            with pytest.raises(TypeError, match=r"expected a curve.*lgi.CubicBSpline.*got a (ndarray|list|float)"):
+                measure(metric, points)
+    for wrong in (curve.control_points, Analytic(curve)):
+        with pytest.raises(TypeError, match=r"with control points, such as lgi.CubicBSpline"):
+            energy_and_gradient(metric, wrong)
     for points in (torch.zeros(2), torch.zeros(1, 2), torch.zeros(3, 2, dtype=torch.int64)):
         with pytest.raises(ValueError, match="path of floating-point points"):
             curve_length(metric, points)
@@ -369,9 +394,14 @@ def test_wrong_curves() -> None:
 
 
 def test_wrong_axes() -> None:
-    for axes in ([], [torch.zeros(2, 2), torch.zeros(3)]):
-        with pytest.raises(ValueError, match="one-dimensional axes"):
+    mixed = [torch.zeros(3), torch.zeros(3, dtype=torch.float64)]
+    for axes in ([], [torch.zeros(2, 2), torch.zeros(3)], [[0, 1], [0, 1]], [np.zeros(3)] * 2, mixed):
+        with pytest.raises(ValueError, match=r"one-dimensional axes of one dtype, got .*: use torch.linspace"):
             metric_fields(surface_metric("sphere"), axes)
+    with pytest.raises(ValueError, match=r"use z.float\(\)"):
+        metric_fields(surface_metric("sphere"), [torch.arange(3)] * 2)
+    with pytest.raises(TypeError, match="expected a metric"):
+        metric_fields(SURFACE["sphere"].embed, [torch.zeros(3)] * 2)
     metric = surface_metric("sphere")
     metric.tensor(torch.ones(2))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape"):

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lgi.metric import ConformalMetric, ExplicitMetric, PullbackMetric
+from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric, curve_length, metric_fields
+from lgi.models import VAE
+from lgi.training import RECIPES
 
 
 def generator(z: Tensor) -> Tensor:
@@ -36,6 +40,41 @@ def test_train_mode(layer: nn.Module) -> None:
         metric.tensor(Z)
     # A module whose output does not depend on the mode may stay in it.
     PullbackMetric(nn.Sequential(nn.Linear(2, 8), nn.Tanh()).train()).tensor(Z)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.spectral_norm(layer)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)),
+        hooked(nn.Linear(2, 8)),
+        nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True)),
+    ],
+    ids=["parametrization", "hook", "instance norm"],
+)
+def test_train_mode_in_which_a_call_changes_the_model(layer: nn.Module) -> None:
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(ValueError, match=r"in train mode.*each call changes it.*eval\(\)"):
+        PullbackMetric(layer.train()).tensor(Z)
+    PullbackMetric(layer.eval()).tensor(Z)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_train_mode_of_a_decoder_with_spectral_norm() -> None:
+    decoder = VAE(RECIPES["vae2"].architecture).decoder
+    with pytest.raises(ValueError, match=r"SpectralNorm '.*' of .* is in train mode.*eval\(\)"):
+        PullbackMetric(decoder.train())
+    PullbackMetric(decoder.eval()).tensor(Z)
+
+
+def test_instance_norm_without_statistics_may_stay_in_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2))
+    assert torch.equal(PullbackMetric(model.train()).tensor(Z), PullbackMetric(model.eval()).tensor(Z))
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
@@ -121,7 +160,8 @@ def test_nan_away_from_the_first_point_is_named() -> None:
         (torch.zeros(3, 2, dtype=torch.int64), r"torch.int64 of shape \(3, 2\).*use z.float\(\)"),
         (torch.zeros(3, 3), r"expected points z \(\.\.\., 2\), got shape \(3, 3\)"),
         (torch.tensor(1.0), r"got shape \(\)"),
-        ([[0.0, 1.0]], "got a list"),
+        ([[0.0, 1.0]], "got a list: use torch.as_tensor"),
+        (np.zeros((3, 2)), "got a ndarray: use torch.as_tensor"),
     ],
 )
 def test_wrong_points(z: Any, message: str) -> None:
@@ -151,13 +191,25 @@ def test_another_dtype_than_the_generator() -> None:
         PullbackMetric(LINEAR).tensor(Z.double())
 
 
+def test_another_dtype_than_before() -> None:
+    metric = PullbackMetric(LINEAR)
+    expected = metric.tensor(Z)
+    for method in (metric.tensor, metric.embed, metric.log_volume, lambda z: metric.speed(z, z)):
+        with pytest.raises(ValueError, match=r"torch.float64.*parameters torch.float32 on cpu"):
+            method(Z.double())
+    assert torch.equal(metric.tensor(Z), expected)
+    either = PullbackMetric(generator)
+    assert [either.tensor(z).dtype for z in (Z, Z.double(), Z)] == [torch.float32, torch.float64, torch.float32]
+
+
 @pytest.mark.parametrize(
     ("v", "message"),
     [
         (torch.zeros(3, 3), r"same d, got \(3, 2\) and \(3, 3\)"),
         (torch.zeros(4, 2), r"z \(3, 2\) and v \(4, 2\) cannot be broadcast"),
         (torch.zeros(3, 2, dtype=torch.float64), "one dtype"),
-        (None, "got torch.float32 of shape .* and a NoneType"),
+        (None, "got torch.float32 of shape .* and a NoneType: use torch.as_tensor"),
+        (np.ones(2), "and a ndarray: use torch.as_tensor"),
     ],
 )
 def test_wrong_vectors(v: Any, message: str) -> None:
@@ -207,6 +259,58 @@ def test_wrong_explicit_and_conformal_metrics() -> None:
         PullbackMetric(generator, latent_dim=2) + PullbackMetric(generator, latent_dim=3)
     with pytest.raises(TypeError):
         PullbackMetric(generator) + 1  # type: ignore[operator]
+
+
+def constant(M: list[list[float]]) -> ExplicitMetric:
+    return ExplicitMetric(lambda z: torch.tensor(M, dtype=z.dtype).expand(len(z), 2, 2))
+
+
+NEGATIVE = {
+    "negative": constant([[-1, 0], [0, -1]]),
+    "indefinite": constant([[-1, 0], [0, 1]]),
+    "zero_diagonal": constant([[0, -1], [-1, 0]]),
+    "in_a_sum": constant([[1, 0], [0, 1]]) + constant([[-3, 0], [0, 0]]),
+    "beyond_the_first_point": ConformalMetric(PullbackMetric(generator), lambda z: 2 - z.square().sum(1)),
+    "beyond_the_first_chunk": ConformalMetric(PullbackMetric(generator, chunk_size=1), lambda z: 2 - z.square().sum(1)),
+}
+
+
+@pytest.mark.parametrize("metric", NEGATIVE.values(), ids=NEGATIVE)
+def test_metrics_that_are_not_positive(metric: Metric) -> None:
+    z, v = torch.tensor([[0.5, 0.5], [1.5, 1.0]]), torch.tensor([1.0, 0.5])
+    message = r"(semi-definite metric, got the eigenvalue -|positive factor ).* z = \[+(0.5, 0.5|1.5, 1.0)\]"
+    for method in (metric.tensor, metric.eigh, metric.log_volume, metric.log_condition):
+        with pytest.raises(ValueError, match=message):
+            method(z)
+    for method in (metric.speed, metric.squared_speed, metric.apply):
+        with pytest.raises(ValueError, match=message):
+            method(z, v)
+    with pytest.raises(ValueError, match=message):
+        metric.speed(z[1], v)
+    with pytest.raises(ValueError, match=r"semi-definite metric|positive factor"):
+        curve_length(metric, z)
+    with pytest.raises(ValueError, match=r"semi-definite metric|positive factor"):
+        metric_fields(metric, [z[:, 0], z[:, 1]], batch_size=1, progress=False)
+    # A solver is shown what is there.
+    assert metric.squared_speed_and_gradient(z, v)[0][1] < 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_not_a_negative_metric(dtype: torch.dtype) -> None:
+    stream = torch.Generator().manual_seed(0)
+    for d in (2, 20):
+        A = torch.randn(d // 2, d, generator=stream, dtype=torch.float64)
+        z = torch.randn(200, d, generator=stream, dtype=torch.float64).to(dtype)
+        for scale in (1, 1e-12, 0):
+            M = (scale * A.T @ A).to(dtype)
+            # A computed tensor is not exact, and its squared speeds may be negative where they should be 0.
+            M = M - 10 * torch.finfo(dtype).eps * M.trace() * torch.eye(d, dtype=dtype)
+            metric = ExplicitMetric(lambda z, M=M: M.expand(len(z), *M.shape))
+            v = torch.linalg.svd(A).Vh[-1].to(dtype)
+            assert (metric.squared_speed_and_gradient(z, v)[0] < 0).all() == (scale > 0)
+            assert (metric.speed(z, v) == 0).all()
+            assert torch.equal(metric.tensor(z)[0], M)
+            assert (metric.log_condition(z) == torch.inf).all()
 
 
 def test_first_forward_derivative_of_a_process_is_quiet() -> None:

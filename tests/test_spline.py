@@ -171,6 +171,8 @@ def test_inputs_are_never_changed() -> None:
         (torch.zeros(3, 2), r"at least 4 control points, got 3"),
         (torch.zeros(5), r"\(\.\.\., n_control, d\)"),
         (torch.zeros(5, 2, dtype=torch.int64), "floating-point"),
+        (np.zeros((5, 2)), r"\(\.\.\., n_control, d\), got a ndarray: use torch.as_tensor"),
+        ([[0.0, 0.0]] * 5, "got a list: use torch.as_tensor"),
     ],
 )
 def test_wrong_control_points(points: torch.Tensor, message: str) -> None:
@@ -193,6 +195,14 @@ def test_wrong_knots(knots: list[float], message: str) -> None:
         CubicBSpline(torch.zeros(6, 2), torch.tensor(knots))
 
 
+def test_knots_that_are_no_tensor() -> None:
+    knots = [0.0] * 4 + [1.0] * 4
+    with pytest.raises(ValueError, match=r"shape \(8,\).*got a list: use torch.as_tensor"):
+        CubicBSpline(torch.zeros(4, 2), knots)
+    with pytest.raises(ValueError, match=r"knots as a floating-point vector, got a ndarray: use torch.as_tensor"):
+        basis(np.array(knots), torch.zeros(1))
+
+
 def test_knot_repeated_too_often() -> None:
     knots = torch.tensor([0, 0, 0, 0, 0.5, 0.5, 0.5, 1, 1, 1, 1])
     CubicBSpline(torch.zeros(7, 2), knots)
@@ -211,6 +221,8 @@ def test_knot_repeated_too_often() -> None:
         (torch.tensor([0, 1]), "floating-point"),
         (torch.tensor(0.5), r"\(n_t,\)"),
         (torch.tensor([0.5], requires_grad=True), "derivative"),
+        (0.5, r"\(n_t,\), got a float: use torch.as_tensor"),
+        (np.linspace(0, 1, 5), r"\(n_t,\), got a ndarray: use torch.as_tensor"),
     ],
 )
 def test_wrong_parameters(t: torch.Tensor, message: str) -> None:
@@ -230,6 +242,9 @@ def test_wrong_orders_and_new_knots() -> None:
 def test_wrong_lines() -> None:
     with pytest.raises(ValueError, match="same d"):
         CubicBSpline.line(torch.zeros(2), torch.zeros(3))
+    for start, end in (([0, 0], [1, 1]), (torch.zeros(2), [1, 1]), ([0, 0], torch.zeros(2))):
+        with pytest.raises(ValueError, match=r"end points \(\.\.\., d\).*a list: use torch.as_tensor"):
+            CubicBSpline.line(start, end)
     with pytest.raises(ValueError, match="convert"):
         CubicBSpline.line(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="got 3"):
