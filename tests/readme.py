@@ -32,7 +32,10 @@ def benchmark() -> str:
             ratio = recorded["lgi_over_method"][quantity].get(method)
             for row in rows:
                 cells = [quantity.replace("_", " "), method, f"{row['points']:,}", f"{row['points_per_second']:,.0f}"]
-                cells += [f"{row['peak_MiB']:,.0f}", "" if ratio is None or row is not rows[-1] else f"{ratio:.2g}"]
+                cells += [
+                    f"{row['peak_MiB']:,.0f}",
+                    "" if ratio is None or row is not rows[-1] else f"{ratio:.{0 if ratio > 10 else 2}f}",
+                ]
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
