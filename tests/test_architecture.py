@@ -24,6 +24,7 @@ RANKS = {
     "models": 1,
     "features": 1,
     "geodesic": 2,
+    "geodesic_ode": 2,
     "datasets": 2,
     "zoo": 2,
     "improvement": 3,

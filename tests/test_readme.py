@@ -30,6 +30,7 @@ def test_own_generator_example_runs():
     assert names["M"].shape == (1000, 3, 3)
     assert names["lengths"].shape == (500,)
     assert (names["lengths"] > 0).all()
+    assert (names["result"].improvement >= 0).all()
 
 
 def test_links_lead_somewhere():

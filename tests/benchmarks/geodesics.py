@@ -1,0 +1,216 @@
+"""Seconds, decoder rows and final length of shorter curves, side by side on VAE1 with the pairs of Algorithm 1.
+
+    .venv/bin/python tests/benchmarks/geodesics.py [--threads N] [--device cpu|cuda] [--pairs N] [--memory]
+
+One process, one decoder (the fused VAE1, eq. 2), the same pairs: start from the prior, end one step along the maximal
+eigenvector turned towards the origin. Compared are the methods of `lgi.shorten` and the geodesic equation, and
+
+- original: the scheme of the paper's code, written anew: metric tensors at 16 points through D copies of each (one
+  output pixel of each copy differentiated by reverse mode), two free control points, 20 steps of Adam on the energy,
+  one pair at a time. Its step size is not in the paper; 0.05 here;
+- stochman: `EmbeddedManifold.connecting_geodesic` as it is (150 steps of Adam, 20 points, 5 nodes), all pairs at once.
+
+All lengths are measured in the same way, 256 quadrature nodes with forward derivatives. Rows are counted in forward
+passes: a derivative counts as many as it was measured to take (`row_cost`, processor time on one thread). Of the slow
+ones few pairs are run, and their lengths are compared with lgi's on the same pairs. Writes geodesics.json beside it.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lgi
+from lgi import zoo
+from lgi.artifacts import provenance
+from lgi.geodesic import SolverSettings, shorten
+from lgi.geodesic_ode import solve_geodesic_ode
+from lgi.metric import PullbackMetric, curve_length
+from lgi.spline import CubicBSpline
+
+
+def algorithm_1_pairs(metric: PullbackMetric, n: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    start = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed)).to(device)
+    direction = metric.eigh(start)[1][..., -1]
+    outward = (direction * start).sum(-1, keepdim=True) > 0
+    return start, start + torch.where(outward, -direction, direction)
+
+
+def row_cost(metric: PullbackMetric, z: Tensor, v: Tensor) -> dict[str, float]:
+    """Processor time of each evaluation, relative to a forward pass."""
+
+    def value_and_gradient() -> None:
+        for part in z.split(256):
+            leaf = part.clone().requires_grad_()
+            torch.autograd.grad(metric.embed(leaf).square().sum(), leaf)
+
+    calls = {
+        "value": lambda: metric.embed(z),
+        "value and gradient": value_and_gradient,
+        "value and 2 forward derivatives": lambda: metric.linearise(z),
+        "speed": lambda: metric.speed(z, v),
+        "speed and gradients": lambda: metric.squared_speed_and_gradient(z, v),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(7):
+        for name, call in calls.items():
+            begin = time.process_time()
+            call()
+            times[name].append(time.process_time() - begin)
+    base = statistics.median(times["value"])
+    return {name: round(statistics.median(t) / base, 2) for name, t in times.items()}
+
+
+def original_scheme(decoder, start: Tensor, end: Tensor) -> tuple[Tensor, int]:
+    """Control points of one pair, and the forward rows it took."""
+    line = CubicBSpline.line(start, end).control_points
+    free = line[1:-1].clone().requires_grad_()
+    optimiser = torch.optim.Adam([free], lr=0.05)
+    t = torch.linspace(0, 1, 16, device=start.device)
+    rows = 0
+    for _ in range(20):
+        optimiser.zero_grad()
+        curve = CubicBSpline(torch.cat([line[:1], free, line[-1:]]))
+        points, velocities = curve(t), curve.derivative(t)
+        for point, velocity in zip(points, velocities, strict=True):
+            copies = point.expand(784, 2)
+            rows += 784
+            energy = 0.0
+            for output in decoder(copies):
+                (jacobian,) = torch.autograd.grad(output.flatten(1).diagonal().sum(), copies, create_graph=True)
+                energy = energy + (jacobian @ velocity).square().sum()
+            # Point by point, or the graphs of all copies would not fit into memory; the sum is the same.
+            (energy / 16).backward(retain_graph=True)
+        optimiser.step()
+    return torch.cat([line[:1], free.detach(), line[-1:]]), rows
+
+
+def stochman_paths(decoder, start: Tensor, end: Tensor) -> tuple[Tensor, int]:
+    """Points along the curves (n, 1025, d), and the forward rows they took."""
+    from stochman.manifold import EmbeddedManifold
+
+    rows = 0
+
+    class Decoded(EmbeddedManifold):
+        def embed(self, points, jacobian=False):
+            nonlocal rows
+            flat = points.reshape(-1, points.shape[-1])
+            rows += len(flat)
+            return torch.cat([part.flatten(1) for part in decoder(flat)], dim=1).reshape(*points.shape[:-1], -1)
+
+    curve, _ = Decoded().connecting_geodesic(start, end)
+    with torch.no_grad():
+        return curve(torch.linspace(0, 1, 1025, device=start.device)), rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--original", type=int, default=1)
+    parser.add_argument("--memory", action="store_true", help="also 10,000 pairs in one call, with the peak memory")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    decoder = zoo.load_model("vae1", arguments.device).decoder
+    metric = PullbackMetric(decoder)
+    start, end = algorithm_1_pairs(metric, arguments.pairs, arguments.device)
+    torch.set_num_threads(1)
+    cost = row_cost(metric, start[:512], (end - start)[:512])
+    torch.set_num_threads(arguments.threads)
+    print("row cost:", cost)
+
+    methods: dict[str, dict] = {}
+    straight = curve_length(metric, CubicBSpline.line(start, end))
+    best = None
+
+    def note(name: str, n: int, seconds: float, rows: float, curve, **more) -> None:
+        nonlocal best
+        length = curve_length(metric, curve, 256 if not isinstance(curve, Tensor) else 1024)
+        best = length if best is None else best
+        methods[name] = {
+            "pairs": n,
+            "seconds a pair": seconds / n,
+            "decoder rows a pair": rows,
+            "mean length": length.mean().item(),
+            "relative to gauss-newton, same pairs": (length.mean() / best[:n].mean() - 1).item(),
+            "longer than straight": int((length > straight[:n] * (1 + 1e-6)).sum()),
+            "mean improvement": (1 - length / straight[:n]).mean().item(),
+            **more,
+        }
+        print(name, json.dumps(methods[name]), flush=True)
+
+    runs = [
+        ("lgi gauss-newton", arguments.pairs, SolverSettings()),
+        ("lgi gauss-newton, length_tolerance 1e-5", 100, SolverSettings(length_tolerance=1e-5)),
+        ("lgi lbfgs", 100, SolverSettings(method="lbfgs", n_iterations=300)),
+        ("lgi gradient (the paper's)", 20, SolverSettings(method="gradient", n_iterations=300)),
+        ("lgi gauss-newton, 4 starts", 100, SolverSettings(starts="multi")),
+    ]
+    shorten(metric, start[:2], end[:2])
+    for name, wanted, settings in runs:
+        n = min(wanted, arguments.pairs)
+        begin = time.perf_counter()
+        result = shorten(metric, start[:n], end[:n], settings)
+        seconds = time.perf_counter() - begin
+        note(
+            name,
+            n,
+            seconds,
+            result.n_rows.mean().item(),
+            result.curve,
+            certified=result.converged.double().mean().item(),
+            median_residual=result.residual.median().item(),
+            median_speed_variation=result.speed_variation.median().item(),
+            rows_95=result.n_rows.double().quantile(0.95).item(),
+        )
+
+    n = min(5, arguments.pairs)
+    begin = time.perf_counter()
+    ode = solve_geodesic_ode(metric, start[:n], end[:n])
+    seconds = time.perf_counter() - begin
+    # The acceleration: speed with gradients, two more reverse passes through them, and the tensor.
+    per_point = 3 * cost["speed and gradients"] + cost["value and 2 forward derivatives"]
+    rows = ode.n_evaluations.double().mean().item() * per_point
+    note("lgi geodesic equation", n, seconds, rows, ode.curve, certified=ode.success.double().mean().item())
+
+    n = min(50, arguments.pairs)
+    begin = time.perf_counter()
+    paths, rows = stochman_paths(decoder, start[:n], end[:n])
+    seconds = time.perf_counter() - begin
+    note("stochman", n, seconds, rows / n * cost["value and gradient"], paths)
+
+    n = arguments.original
+    if n:
+        begin = time.perf_counter()
+        curves, forward = zip(
+            *(original_scheme(decoder, a, b) for a, b in zip(start[:n], end[:n], strict=True)), strict=True
+        )
+        seconds = time.perf_counter() - begin
+        per_row = cost["value and gradient"] + 2 * cost["speed and gradients"] - cost["speed"]
+        note("original scheme", n, seconds, sum(forward) / n * per_row, CubicBSpline(torch.stack(curves)))
+
+    record = {"row cost": cost, "methods": methods, "threads": arguments.threads, "device": arguments.device}
+    if arguments.memory:
+        more_start, more_end = algorithm_1_pairs(metric, 10_000, arguments.device, seed=1)
+        begin = time.perf_counter()
+        result = shorten(metric, more_start, more_end)
+        record["10,000 pairs"] = {
+            "seconds": time.perf_counter() - begin,
+            "certified": result.converged.double().mean().item(),
+            # Of the process, everything before included (Linux, kilobytes).
+            "peak memory in GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        print(record["10,000 pairs"])
+    record["provenance"] = provenance(seed=0, command="tests/benchmarks/geodesics.py")
+    record["lgi"] = lgi.__version__
+    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The geodesic equation: closed forms, round trips, what happens when there is no solution."""
+
+import math
+
+import pytest
+import torch
+from analytic import SURFACE, AffineDecoder, half_plane_distance, half_plane_metric
+
+from lgi.geodesic_ode import exp_map, geodesic_residual, solve_geodesic_ode
+from lgi.metric import PullbackMetric, curve_length
+from lgi.spline import CubicBSpline
+
+T = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+
+
+class Meridian:
+    """``(1, exp(t^power))`` in the half plane: a geodesic, of constant speed if power is 1."""
+
+    def __init__(self, power):
+        self.power = power
+
+    def __call__(self, t):
+        return torch.stack([torch.ones_like(t), (t**self.power).exp()], dim=-1)
+
+    def derivative(self, t, order=1):
+        y, p = (t**self.power).exp(), self.power
+        first = p * t ** (p - 1)
+        second = p * (p - 1) * t ** max(p - 2, 0)
+        return torch.stack([torch.zeros_like(t), y * (first if order == 1 else first**2 + second)], dim=-1)
+
+
+def sphere():
+    return PullbackMetric(SURFACE["sphere"].embed, latent_dim=2)
+
+
+def test_residual_of_a_geodesic_is_zero():
+    assert geodesic_residual(half_plane_metric(), Meridian(1), T).max() < 1e-13
+
+
+def test_residual_of_an_accelerated_geodesic_is_its_relative_acceleration():
+    # Speed 2 t: it grows by 2 per unit of t, which is 1 / t of itself.
+    torch.testing.assert_close(geodesic_residual(half_plane_metric(), Meridian(2), T), 1 / T)
+
+
+def test_residual_of_a_circle_of_latitude_is_its_geodesic_curvature():
+    polar, azimuth = 0.7, 1.3
+    start = torch.tensor([polar, 0.0], dtype=torch.float64)
+    line = CubicBSpline.line(start, start + torch.tensor([0.0, azimuth], dtype=torch.float64))
+    # Geodesic curvature cot(polar) / R times speed R sin(polar) azimuth.
+    expected = torch.full_like(T, math.cos(polar) * azimuth)
+    torch.testing.assert_close(geodesic_residual(sphere(), line, T), expected)
+
+
+def test_residual_does_not_depend_on_coordinates_or_scale():
+    curve = CubicBSpline(torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    embed = SURFACE["paraboloid"].embed
+    A = torch.tensor([[2.0, 1.0], [0.0, 0.5]], dtype=torch.float64)
+    plain = geodesic_residual(PullbackMetric(embed), curve, T)
+    other = CubicBSpline(curve.control_points @ A)
+    inverse = torch.linalg.inv(A)
+    changed = geodesic_residual(PullbackMetric(lambda z: 7 * embed(z @ inverse)), other, T)
+    assert plain.shape == (3, 19)
+    torch.testing.assert_close(plain, changed)
+
+
+def test_affine_decoder():
+    decoder = AffineDecoder.random(dtype=torch.float32)
+    metric = PullbackMetric(decoder)
+    start, end = torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
+    line = CubicBSpline.line(start, end)
+    with torch.inference_mode():
+        assert geodesic_residual(metric, line, T.float()).max() < 1e-4
+    points = exp_map(metric, start, end, torch.tensor([0.0, 0.5, 2.0]))
+    assert points.dtype == torch.float32
+    torch.testing.assert_close(points, torch.stack([start, end / 2, 2 * end], dim=-2), rtol=1e-5, atol=1e-5)
+    solution = solve_geodesic_ode(metric, start, end)
+    assert solution.success.all()
+    torch.testing.assert_close(solution.curve(T), line(T), rtol=1e-4, atol=1e-4)
+
+
+def test_boundary_value_problem_of_the_half_plane():
+    start = torch.tensor([[[0.0, 1.0]], [[1.0, 0.5]]], dtype=torch.float64)
+    end = torch.tensor([[[1.5, 1.2]], [[0.0, 2.0]]], dtype=torch.float64)
+    metric = half_plane_metric()
+    solution = solve_geodesic_ode(metric, start, end, tolerance=1e-8)
+    assert solution.success.shape == solution.residual.shape == solution.message.shape == (2, 1)
+    assert solution.success.all()
+    assert (solution.n_evaluations > solution.n_nodes).all()
+    length = curve_length(metric, solution.curve, 512)
+    torch.testing.assert_close(length, half_plane_distance(start, end), rtol=1e-9, atol=0)
+    assert geodesic_residual(metric, solution.curve, T).max() < 1e-4
+    # From the solution on, hardly any work is left.
+    again = solve_geodesic_ode(metric, start, end, initial=solution.curve, n_nodes=200, tolerance=1e-6)
+    assert (again.n_nodes == 200).all()
+
+
+def test_exponential_map_meets_the_boundary_value_problem():
+    metric, surface = sphere(), SURFACE["sphere"]
+    start, end = surface.sample(2, 0), surface.sample(2, 1)
+    solution = solve_geodesic_ode(metric, start, end, tolerance=1e-8, max_nodes=5000)
+    assert solution.success.all()
+    velocity = solution.curve.derivative(torch.zeros(1, dtype=torch.float64))[:, 0]
+    points = exp_map(metric, start, velocity, torch.tensor([0.5, 1.0], dtype=torch.float64), tolerance=1e-10)
+    torch.testing.assert_close(points[:, 1], end, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(metric.speed(start, velocity), surface.distance(start, end), rtol=1e-7, atol=0)
+    # Half the time is half the way.
+    torch.testing.assert_close(
+        surface.distance(start, points[:, 0]), surface.distance(start, end) / 2, rtol=1e-7, atol=0
+    )
+
+
+def test_failure_is_reported():
+    metric = half_plane_metric()
+    start, end = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([3.0, 1.0], dtype=torch.float64)
+    solution = solve_geodesic_ode(metric, start, end, tolerance=1e-9, max_nodes=20)
+    assert not solution.success
+    assert "nodes" in str(solution.message)
+    assert solution.residual > 1e-9
+
+
+def test_bad_input():
+    metric = sphere()
+    z = torch.ones(2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"one shape.*\(2, 2\).*\(2,\)"):
+        solve_geodesic_ode(metric, z, z[0])
+    with pytest.raises(ValueError, match="floating-point"):
+        solve_geodesic_ode(metric, z.long(), z.long())
+    with pytest.raises(ValueError, match=r"one shape.*\(2, 2\).*\(2,\)"):
+        exp_map(metric, z, z[0], T)
+    with pytest.raises(ValueError, match="increasing times"):
+        exp_map(metric, z, z, torch.tensor([1.0, 0.5]))
