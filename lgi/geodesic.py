@@ -1131,7 +1131,7 @@ def shorten(
 
     The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     _check(metric, start, end, settings, points)
     with torch.inference_mode(False), torch.no_grad():
