@@ -1,6 +1,6 @@
 """Write the generated parts of README.md from what was recorded: `python tests/readme.py` (after `make notebooks`).
 
-Results are the tables that the committed notebooks show; timings are those of tests/benchmarks/metric.json.
+Results are the tables that the committed notebooks show; timings are those of tests/benchmarks/*.json.
 tests/test_readme.py fails when README.md is stale.
 """
 
@@ -40,9 +40,21 @@ def benchmark() -> str:
     return "\n".join(lines)
 
 
+def geodesics() -> str:
+    recorded = json.loads((ROOT / "tests" / "benchmarks" / "geodesics.json").read_text())["methods"]
+    lines = ["| method | pairs | s a pair | decoder rows a pair | length, relative to the first | certified |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for method, row in recorded.items():
+        longer, certified = row["relative to gauss-newton, same pairs"], row.get("certified")
+        cells = [method, str(row["pairs"]), f"{row['seconds a pair']:.2g}", f"{row['decoder rows a pair']:,.0f}"]
+        cells += [f"{longer:+.3%}", "" if certified is None else f"{certified:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def generated(text: str) -> str:
     """README's text with its generated parts as they should be."""
-    for name, make in (("results", results), ("benchmark", benchmark)):
+    for name, make in (("results", results), ("benchmark", benchmark), ("geodesics", geodesics)):
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md has no part between <!-- {name} --> and <!-- /{name} -->")
