@@ -222,8 +222,8 @@ class Decoder(nn.Module):
 
     Notes
     -----
-    The image grows by sub-pixel convolutions (Shi et al. 2016): on a CPU three to four times the rows per second of
-    transposed convolutions of equal cost, and no checkerboard from overlapping strides.
+    The image grows by sub-pixel convolutions (Shi et al. 2016): faster on a CPU than transposed convolutions, and
+    without the checkerboard of overlapping strides.
     """
 
     def __init__(self, architecture: Architecture) -> None:
