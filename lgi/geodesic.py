@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -97,17 +97,36 @@ class _Grid:
     """Where curves with common knots are evaluated, and how energy and length follow.
 
     With an embedding ``h``, the curve ``h(z(t))`` is interpolated on each span by the polynomial through its values at
-    the Gauss-Lobatto nodes (a spectral element): ``difference`` (q, n) takes the n values to the q derivatives, and the
-    energy ``sum_q w_q |sum_n D_qn h_n|^2`` converges faster than any power of the number of nodes, from values
-    alone. Without one, Gauss-Legendre quadrature of the squared speed; ``difference`` is None.
+    the Gauss-Lobatto nodes (a spectral element): ``difference`` takes the p + 1 values of an element of width 2 to the
+    derivatives there, and the energy ``sum_q w_q |sum_n D_qn h_n|^2`` converges faster than any power of the number of
+    nodes, from values alone. Without one, Gauss-Legendre quadrature of the squared speed; ``difference`` is None.
     """
 
     t: Tensor  # (n,)
     weights: Tensor  # (q,), of the derivatives
     nodal_weights: Tensor  # (n,), of the nodes
-    difference: Tensor | None
-    top: Tensor | None  # (n_elements, q), amplitude of the highest mode of the derivative on each element
-    degree: int  # of the polynomials
+    node: Tensor  # (q,), the node that each derivative belongs to
+    degree: int  # p, of the polynomials
+    width: Tensor  # (n_elements,)
+    difference: Tensor | None = None  # (p + 1, p + 1)
+    top: Tensor | None = None  # (2, p + 1), takes derivatives to the amplitudes of their highest two modes
+
+    def derivatives(self, values: Tensor) -> Tensor:
+        """Derivatives (c, q, m) of the curves through values (c, n, m)."""
+        assert self.difference is not None
+        if len(self.t) <= _DENSE:
+            return _whole(self).to(values) @ values
+        elements = values.unfold(1, self.degree + 1, self.degree)
+        scale = 2 / self.width[:, None, None].to(values)
+        return (elements @ self.difference.T.to(values) * scale).mT.flatten(1, 2)
+
+    def highest(self, derivatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (c, n_elements) in the highest mode and in the one below it, of derivatives (c, q, m)."""
+        assert self.top is not None
+        elements = derivatives.unflatten(1, (len(self.width), -1))
+        amplitude = torch.einsum("kq,ceqm->kcem", self.top.to(derivatives), elements)
+        highest, below = amplitude.square().sum(-1) * self.width.to(derivatives)
+        return highest / (2 * self.degree - 1), below / (2 * self.degree - 3)
 
 
 @lru_cache(maxsize=128)
@@ -134,37 +153,52 @@ def _grid(boundaries: tuple[float, ...], degree: int, pieces: int, embedded: boo
         x, w = np.polynomial.legendre.leggauss(degree + 1)
         t = (left[:, None] + width[:, None] * (x + 1) / 2).reshape(-1)
         weights = (width[:, None] * w / 2).reshape(-1)
-        return _Grid(torch.tensor(t), torch.tensor(weights), torch.tensor(weights), None, None, degree)
+        own = torch.arange(len(t))
+        return _Grid(torch.tensor(t), torch.tensor(weights), torch.tensor(weights), own, degree, torch.tensor(width))
     x, w, D = _gauss_lobatto(degree)
-    # Amplitude of the highest Legendre polynomial in a derivative, which has one degree less than the curve.
-    amplitude = np.linalg.pinv(np.polynomial.legendre.legvander(x, degree - 1))[-1]
+    # Amplitudes of the highest Legendre polynomials in a derivative, which has one degree less than the curve.
+    amplitudes = np.linalg.pinv(np.polynomial.legendre.legvander(x, degree - 1))[[-1, -2]]
     n = len(width)
     t, nodal = np.zeros(n * degree + 1), np.zeros(n * degree + 1)
-    difference = np.zeros((n * (degree + 1), len(t)))
-    top = np.zeros((n, n * (degree + 1)))
     for e in range(n):
-        nodes, rows = slice(e * degree, (e + 1) * degree + 1), slice(e * (degree + 1), (e + 1) * (degree + 1))
+        nodes = slice(e * degree, (e + 1) * degree + 1)
         t[nodes] = left[e] + width[e] * (x + 1) / 2
         nodal[nodes] += width[e] * w / 2
-        difference[rows, nodes] = D * 2 / width[e]
-        top[e, rows] = amplitude * math.sqrt(width[e] / (2 * degree - 1))
     t[-1] = 1
     weights = (width[:, None] * w / 2).reshape(-1)
+    rows_to_nodes = (np.arange(n)[:, None] * degree + np.arange(degree + 1)).reshape(-1)
     return _Grid(
         torch.tensor(t),
         torch.tensor(weights),
         torch.tensor(nodal),
-        torch.tensor(difference),
-        torch.tensor(top),
+        torch.tensor(rows_to_nodes),
         degree,
+        torch.tensor(width),
+        torch.tensor(D),
+        torch.tensor(amplitudes),
     )
 
 
+# Nodes up to which one matrix for all elements is the faster way, and is kept.
+_DENSE = 512
+
+
+@lru_cache(maxsize=128)
+def _whole(grid: _Grid) -> Tensor:
+    """Matrix (q, n) that takes values at the nodes to derivatives."""
+    assert grid.difference is not None
+    p = grid.degree
+    D = torch.zeros(len(grid.weights), len(grid.t), dtype=torch.float64)
+    for e, width in enumerate(grid.width.tolist()):
+        D[e * (p + 1) : (e + 1) * (p + 1), e * p : (e + 1) * p + 1] = grid.difference * 2 / width
+    return D
+
+
 @lru_cache(maxsize=256)
-def _interpolation(source: _Grid, target: _Grid) -> Tensor:
+def _interpolation(source: _Grid, target: _Grid, linearly: bool) -> Tensor:
     """Matrix (n_target, n_source): the polynomials of spectral elements, else linear, which keeps matrices positive."""
     t, nodes = target.t.numpy(), source.t.numpy()
-    if source.difference is None:
+    if linearly or source.difference is None:
         return torch.tensor(np.stack([np.interp(t, nodes, unit) for unit in np.eye(len(nodes))], axis=1))
     p = source.degree
     element = np.clip(np.searchsorted(nodes[::p], t, side="right") - 1, 0, (len(nodes) - 1) // p - 1)
@@ -185,15 +219,19 @@ class _Sample:
     energy: Tensor  # (c,)
     length: Tensor  # (c,)
     tail: Tensor  # (c,), share of the energy in the highest mode: how well the grid resolves the curve
+    length_tail: Tensor  # (c,), what the highest mode may add to the length
     z_gradient: Tensor | None = None  # (c, n, d): the energy changes by <z_gradient, dz> + <v_gradient, dv>
     v_gradient: Tensor | None = None
-    gram: Tensor | None = None  # (c, n, d, n, d), J_k^T J_l of all pairs of nodes; without an embedding (c, n, d, d), M
-    bend: Tensor | None = None  # what else the second derivatives of the energy take: see `_Problem.hessian`
+    # What the second derivatives of the energy take, of the embedding and of the rest: see `_Problem.hessian`.
+    gram: Tensor | None = None  # (c, n, d, n, d), J_k^T J_l of all pairs of nodes
+    bend: Tensor | None = None  # (c, n, d, d)
+    rest_gram: Tensor | None = None  # (c, n, d, d), the metric
+    rest_bend: Tensor | None = None  # (c, n, 2 d, d)
 
     def at(self, chosen: Tensor) -> _Sample:
         """Sample of some of the curves."""
         fields: dict[str, Any] = {
-            name: x for name, x in vars(self).items() if x is not None and name not in ("gram", "bend")
+            name: x for name, x in vars(self).items() if x is not None and name not in _SECOND_ORDER
         }
         return _Sample(**{name: x[chosen] for name, x in fields.items()})
 
@@ -212,21 +250,34 @@ class _Sample:
         return g.flatten(1)
 
 
+_SECOND_ORDER = ("gram", "bend", "rest_gram", "rest_bend")
+
+
 class _Problem:
-    """A metric, what it offers, and how it is best evaluated."""
+    """A metric, what it offers, and how it is best evaluated.
+
+    What the metric has of an embedding is differenced: no curve can seem shorter than the polygon of its nodes is. Only
+    the rest is a quadrature of the squared speed. That misses what lies between two nodes, and an optimiser finds out
+    where the metric is concentrated on thin ridges (class probabilities in eq. 4).
+    """
 
     def __init__(self, metric: Metric, point: Tensor) -> None:
         self.metric = metric
         self.dtype, self.device = point.dtype, point.device
         self.d = point.shape[-1]
-        self.embedded = metric.has_embedding(point)
-        self.n_values = metric.embed(point[None]).shape[-1] if self.embedded else self.d
+        self.embedded, self.rest = metric.split(point)
+        self.n_values = self.d if self.embedded is None else self.embedded.embed(point[None]).shape[-1]
         # Values (CPU) whose intermediate results stay in the cache.
         self.budget = 1 << 19 if self.device.type == "cpu" else 1 << 25
 
     def grid(self, knots: Tensor, degree: int, pieces: int = 1) -> _Grid:
         """Grid with ``degree * pieces`` nodes a span."""
-        return _grid(tuple(knots.unique().tolist()), degree, pieces, self.embedded)
+        return _grid(tuple(knots.unique().tolist()), degree, pieces, self.embedded is not None)
+
+    def halved(self, grid: _Grid, knots: Tensor) -> _Grid:
+        """Grid with twice as many elements on each span."""
+        n = len(grid.t) // (grid.degree + 1) if self.embedded is None else (len(grid.t) - 1) // grid.degree
+        return self.grid(knots, grid.degree, 2 * n // (len(knots) - 7))
 
     def basis(self, grid: _Grid, knots: Tensor) -> tuple[Tensor, Tensor]:
         """Points and velocities (n, n_control) on a grid."""
@@ -243,49 +294,73 @@ class _Problem:
 
     def _sample(self, grid: _Grid, knots: Tensor, control: Tensor, order: int) -> _Sample:
         B, dB = self.basis(grid, knots)
-        z = (B @ control).to(self.dtype)
+        z, v = (B @ control).to(self.dtype), (dB @ control).to(self.dtype)
         weights = grid.weights.to(self.device)
-        metric = self.metric
-        z_gradient = v_gradient = gram = bend = None
-        if grid.difference is None:
-            v = (dB @ control).to(self.dtype)
-            if order == 0:
-                s = metric.squared_speed(z, v)
-            else:
-                s, dz, dv = metric.squared_speed_and_gradient(z, v)
-                z_gradient, v_gradient = (weights[:, None] * x.double() for x in (dz, dv))
-            if order == 2:
-                gram, bend = metric.tensor(z).double(), self._speed_bend(z, v, dz, dv)
-        else:
-            # Differences to the first value lose less to rounding, and are 0 where the generator is constant.
-            D, w = grid.difference.to(self.device, self.dtype), weights.to(self.dtype)
-            if order == 1:
-                with torch.enable_grad():
-                    h = metric.embed(z.requires_grad_())
-                    change = D @ (h - h[:, :1])
-                    s = change.square().sum(-1)
-                    (z_gradient,) = torch.autograd.grad((s @ w).sum(), z)
-            elif order == 0:
-                h = metric.embed(z)
-                change = D @ (h - h[:, :1])
-                s = change.square().sum(-1)
-            else:
-                h, columns = metric.linearise(z)
-                change = D @ (h - h[:, :1])
-                s = change.square().sum(-1)
-                force = 2 * (D.T @ (w[:, None] * change))
-                z_gradient = (columns @ force[..., None])[..., 0]
-                flat = columns.flatten(1, 2)
-                gram = (flat @ flat.mT).double().unflatten(2, z.shape[1:]).unflatten(1, z.shape[1:])
-                bend = self._bend(z, force, z_gradient) / grid.nodal_weights.to(self.device)[:, None, None]
-            z_gradient = None if z_gradient is None else z_gradient.double()
-        s = s.detach().double()
+        s = weights.new_zeros(len(control), len(weights))
+        tail = length_tail = s[:, 0]
+        derivatives: dict[str, Tensor] = {}
+        if self.embedded is not None:
+            s, highest, below, derivatives = self._embedded_speed(self.embedded, grid, z, order)
+        if self.rest is not None:
+            r, of_rest = self._rest_speed(self.rest, grid, z, v, order)
+            s = s + r[:, grid.node.to(self.device)]
+            if "z_gradient" in derivatives:
+                of_rest["z_gradient"] = of_rest["z_gradient"] + derivatives["z_gradient"]
+            derivatives |= of_rest
         energy = s @ weights
-        tail = torch.zeros_like(energy)
-        if grid.top is not None:
-            highest = (grid.top.to(self.device, self.dtype) @ change.detach()).square().sum((1, 2)).double()
-            tail = highest / energy.clamp_min(torch.finfo(energy.dtype).tiny)
-        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, z_gradient, v_gradient, gram, bend)
+        if self.embedded is not None:
+            tiny = torch.finfo(energy.dtype).tiny
+            tail = highest.sum(-1) / energy.clamp_min(tiny)
+            # An oscillation of amplitude a around speed s lengthens by a^2 / 2s; where the curve stands still, by a.
+            # Two modes, because every other one vanishes where the curve is symmetric.
+            oscillation = highest + below
+            whole = (s.clamp_min(0) * weights).unflatten(1, (highest.shape[1], -1)).sum(-1)
+            share = oscillation / (whole.sqrt() + oscillation.sqrt()).clamp_min(tiny)
+            length_tail = share @ grid.width.to(self.device).sqrt()
+        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, length_tail, **derivatives)
+
+    def _embedded_speed(
+        self, metric: Metric, grid: _Grid, z: Tensor, order: int
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Squared speed (c, q) of what is embedded, its highest modes, see `_Grid.highest`, and derivatives."""
+        w = grid.weights.to(self.device, self.dtype)
+        found = {}
+        # Differences to the first value lose less to rounding, and are 0 where the generator is constant.
+        if order == 1:
+            with torch.enable_grad():
+                h = metric.embed(z.requires_grad_())
+                change = grid.derivatives(h - h[:, :1])
+                (gradient,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), z)
+            change = change.detach()
+            found["z_gradient"] = gradient.double()
+        elif order == 0:
+            h = metric.embed(z)
+            change = grid.derivatives(h - h[:, :1])
+        else:
+            h, columns = metric.linearise(z)
+            change = grid.derivatives(h - h[:, :1])
+            force = 2 * (_whole(grid).to(change).T @ (w[:, None] * change))
+            gradient = (columns @ force[..., None])[..., 0]
+            flat = columns.flatten(1, 2)
+            found["z_gradient"] = gradient.double()
+            found["gram"] = (flat @ flat.mT).double().unflatten(2, z.shape[1:]).unflatten(1, z.shape[1:])
+            found["bend"] = self._bend(metric, z, force, gradient) / grid.nodal_weights.to(self.device)[:, None, None]
+        highest, below = (x.double() for x in grid.highest(change))
+        return change.square().sum(-1).double(), highest, below, found
+
+    def _rest_speed(
+        self, metric: Metric, grid: _Grid, z: Tensor, v: Tensor, order: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared speed (c, n) of what is not embedded, and derivatives."""
+        if order == 0:
+            return metric.squared_speed(z, v).double(), {}
+        nodal = grid.nodal_weights.to(self.device)[:, None]
+        s, dz, dv = metric.squared_speed_and_gradient(z.detach(), v)
+        found = {"z_gradient": nodal * dz.double(), "v_gradient": nodal * dv.double()}
+        if order == 2:
+            found["rest_gram"] = metric.tensor(z).double()
+            found["rest_bend"] = self._speed_bend(metric, z, v, dz, dv)
+        return s.double(), found
 
     def _shifted(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Points moved a little along each axis in turn, and how far (c, 1, 1)."""
@@ -294,59 +369,73 @@ class _Problem:
         for direction in torch.eye(self.d, dtype=self.dtype, device=self.device):
             yield z + step * direction, step.double()
 
-    def _bend(self, z: Tensor, force: Tensor, pulled: Tensor) -> Tensor:
+    def _bend(self, metric: Metric, z: Tensor, force: Tensor, pulled: Tensor) -> Tensor:
         """``sum_m force_m d^2 h_m / dz^2`` (c, n, d, d), by differences of ``J^T force``, which at z is ``pulled``."""
         columns = []
         for moved, step in self._shifted(z):
             with torch.enable_grad():
                 leaf = moved.requires_grad_()
-                (gradient,) = torch.autograd.grad(self.metric.embed(leaf), leaf, force)
+                (gradient,) = torch.autograd.grad(metric.embed(leaf), leaf, force)
             columns.append((gradient - pulled).double() / step)
         bend = torch.stack(columns, dim=-1)
         return (bend + bend.mT) / 2
 
-    def _speed_bend(self, z: Tensor, v: Tensor, z_gradient: Tensor, v_gradient: Tensor) -> Tensor:
+    def _speed_bend(self, metric: Metric, z: Tensor, v: Tensor, z_gradient: Tensor, v_gradient: Tensor) -> Tensor:
         """Second derivatives of the squared speed by ``z, z`` and by ``v, z`` (c, n, 2 d, d)."""
         columns = []
         for moved, step in self._shifted(z):
-            _, dz, dv = self.metric.squared_speed_and_gradient(moved, v)
+            _, dz, dv = metric.squared_speed_and_gradient(moved, v)
             columns.append(torch.cat([dz - z_gradient, dv - v_gradient], dim=-1).double() / step)
         return torch.stack(columns, dim=-1)
 
-    def norm(self, grid: _Grid, knots: Tensor, gram: Tensor) -> Tensor:
-        """``integral of B'_i M B'_j dt`` (c, f, f), with the metric at the nodes, (c, n, d, d) or the Gram blocks."""
-        M = torch.einsum("ckakb->ckab", gram) if gram.ndim == 5 else gram
+    def norm(self, grid: _Grid, knots: Tensor, *grams: Tensor | None) -> Tensor:
+        """``integral of B'_i M B'_j dt`` (c, f, f), with M at the nodes the sum of (c, n, d, d) and of Gram blocks."""
+        M = sum(torch.einsum("ckakb->ckab", gram) if gram.ndim == 5 else gram for gram in grams if gram is not None)
         dB = self.basis(grid, knots)[1][:, 1:-1]
         scaled = grid.nodal_weights.to(self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
         return torch.einsum("kij,ckab->ciajb", scaled, M).flatten(3, 4).flatten(1, 2)
 
-    def hessian(self, grid: _Grid, knots: Tensor, gram: Tensor, bend: Tensor) -> Tensor:
+    def hessian(
+        self,
+        grid: _Grid,
+        knots: Tensor,
+        *,
+        gram: Tensor | None = None,
+        bend: Tensor | None = None,
+        rest_gram: Tensor | None = None,
+        rest_bend: Tensor | None = None,
+    ) -> Tensor:
         """Second derivatives of the energy (c, f, f).
 
-        With an embedding they are the Gauss-Newton matrix, of ``integral of |d(J eta) / dt|^2``, and ``bend``
-        (c, n, d, d), the second derivative of the embedding times what pulls at the curve; else those of the squared
-        speed, of which ``bend`` (c, n, 2 d, d) has the ones by ``z, z`` and ``v, z``.
+        Those of what is embedded are the Gauss-Newton matrix, of ``integral of |d(J eta) / dt|^2``, and ``bend``
+        (c, n, d, d), the second derivative of the embedding times what pulls at the curve; those of the rest are those
+        of the squared speed, of which ``rest_bend`` (c, n, 2 d, d) has the ones by ``z, z`` and ``v, z``.
         """
         points, velocities = _free(self.basis(grid, knots))
         weights, d = grid.nodal_weights.to(self.device)[:, None, None], self.d
         mass = weights * points[:, :, None] * points[:, None, :]
-        if grid.difference is None:
-            by_points, mixed = bend[:, :, :d], bend[:, :, d:]
+        n_free = points.shape[1] * d
+        result = mass.new_zeros(1, n_free, n_free)
+        if gram is not None and bend is not None:
+            D = _whole(grid)
+            stiffness = (D.T @ (grid.weights[:, None] * D)).to(self.device)
+            half = torch.einsum("ckalb,kl,lj->ckajb", gram, stiffness, points)
+            gauss_newton = 2 * torch.einsum("ckajb,ki->ciajb", half, points)
+            result = result + (gauss_newton + torch.einsum("kij,ckab->ciajb", mass, bend)).flatten(3, 4).flatten(1, 2)
+        if rest_gram is not None and rest_bend is not None:
+            by_points, mixed = rest_bend[:, :, :d], rest_bend[:, :, d:]
             cross = weights * velocities[:, :, None] * points[:, None, :]
             half = torch.einsum("kij,ckab->ciajb", cross, mixed).flatten(3, 4).flatten(1, 2)
             own = torch.einsum("kij,ckab->ciajb", mass, (by_points + by_points.mT) / 2).flatten(3, 4).flatten(1, 2)
-            return 2 * self.norm(grid, knots, gram) + own + half + half.mT
-        stiffness = (grid.difference.T @ (grid.weights[:, None] * grid.difference)).to(self.device)
-        half = torch.einsum("ckalb,kl,lj->ckajb", gram, stiffness, points)
-        gauss_newton = 2 * torch.einsum("ckajb,ki->ciajb", half, points)
-        return (gauss_newton + torch.einsum("kij,ckab->ciajb", mass, bend)).flatten(3, 4).flatten(1, 2)
+            result = result + 2 * self.norm(grid, knots, rest_gram) + own + half + half.mT
+        return result
 
 
-def _interpolated(gram: Tensor, source: _Grid, target: _Grid) -> Tensor:
+def _interpolated(gram: Tensor, source: _Grid, target: _Grid, *, linearly: bool = False) -> Tensor:
     """Metric along curves, from the nodes of one grid to those of another; positive semi-definite as it was."""
     if source is target:
         return gram
-    I = _interpolation(source, target).to(gram.device)
+    I = _interpolation(source, target, linearly).to(gram.device)
     if gram.ndim == 4:
         return torch.einsum("pk,ckab->cpab", I, gram)
     return torch.einsum("pk,ckalb,ql->cpaqb", I, gram, I)
@@ -517,8 +606,11 @@ class _Group:
 
     index: Tensor  # (c,), in the chunk
     control: Tensor  # (c, n_control, d), float64
-    gram: Tensor | None = None  # the metric along the first curve, at the nodes of the first grid
+    # Second-order quantities along the first curve, at the nodes of the first grid: see `_Sample`.
+    gram: Tensor | None = None
     bend: Tensor | None = None
+    rest_gram: Tensor | None = None
+    rest_bend: Tensor | None = None
     learnt: Tensor | None = None  # (c, f, f), what secants have added to the Gauss-Newton matrix
 
     def __getitem__(self, chosen: Tensor) -> _Group:
@@ -627,10 +719,11 @@ class _Search:
     def _sample(self, level: _Level, index: Tensor, control: Tensor, order: int, grid: _Grid | None = None) -> _Sample:
         """Energies of the curves ``index``, and note what that has cost."""
         grid, d = grid or level.grid, self.problem.d
-        if self.problem.embedded:
-            row = (_VALUE, _VALUE_GRADIENT, _VALUE + d * (_COLUMN + _VALUE_GRADIENT))[order]
-        else:
-            row = (_SPEED, _SPEED_GRADIENT, (d + 1) * _SPEED_GRADIENT + _VALUE + d * _COLUMN)[order]
+        row = 0.0
+        if self.problem.embedded is not None:
+            row += (_VALUE, _VALUE_GRADIENT, _VALUE + d * (_COLUMN + _VALUE_GRADIENT))[order]
+        if self.problem.rest is not None:
+            row += (_SPEED, _SPEED_GRADIENT, (d + 1) * _SPEED_GRADIENT + _VALUE + d * _COLUMN)[order]
         self.found.n_rows[index] += row * len(grid.t)
         return self.problem.sample(grid, level.knots, control, order)
 
@@ -643,7 +736,8 @@ class _Search:
         self.found.n_iterations[index] += number != first
         if number == first:
             _refuse_nonfinite(sample.energy, self.start[index], self.end[index])
-            group.gram, group.bend = sample.gram, sample.bend
+            for name in _SECOND_ORDER:
+                setattr(group, name, getattr(sample, name))
         self._note(index, sample)
         own = _free(problem.basis(level.grid, level.knots))
         state = _State(group, sample, sample.gradient(*own), own)
@@ -659,19 +753,21 @@ class _Search:
     def _matrices(self, first: _Level, level: _Level, group: _Group) -> list[Tensor]:
         """Hessian, norm, and norm with finer knots, from the metric along the first curve."""
         problem, finer_knots = self.problem, _finer(level.knots)
-        assert group.gram is not None
-        assert group.bend is not None
         parts = []
         # Interpolated, the metric at all pairs of nodes takes much more memory than the matrices made of it.
         n_curves = max(1, problem.budget * 8 // (len(level.grid.t) * problem.d) ** 2)
-        for i in range(0, len(group.gram), n_curves):
-            gram = _interpolated(group.gram[i : i + n_curves], first.grid, level.grid)
-            bend = _interpolated(group.bend[i : i + n_curves], first.grid, level.grid)
+        known = {name: x for name in _SECOND_ORDER if (x := getattr(group, name)) is not None}
+        for i in range(0, len(group.index), n_curves):
+            here = {
+                name: _interpolated(x[i : i + n_curves], first.grid, level.grid, linearly=name.startswith("rest"))
+                for name, x in known.items()
+            }
+            grams = here.get("gram"), here.get("rest_gram")
             parts.append(
                 (
-                    problem.hessian(level.grid, level.knots, gram, bend),
-                    problem.norm(level.grid, level.knots, gram),
-                    problem.norm(level.grid, finer_knots, gram),
+                    problem.hessian(level.grid, level.knots, **here),
+                    problem.norm(level.grid, level.knots, *grams),
+                    problem.norm(level.grid, finer_knots, *grams),
                 )
             )
         return [torch.cat(matrices) for matrices in zip(*parts, strict=True)]
@@ -821,7 +917,7 @@ class _Search:
             R = torch.linalg.pinv(T[1:-1, 1:-1])
             R = torch.kron(R, torch.eye(self.problem.d, dtype=R.dtype, device=R.device))
             learnt = R.T @ learnt @ R
-        return _Group(group.index, T @ group.control, group.gram, group.bend, learnt)
+        return replace(group, control=T @ group.control, learnt=learnt)
 
     def _last_step(self, state: _State, minimiser: _GaussNewton) -> None:
         """Take the next step unseen where the model has proved good: a finer grid will look at it."""
@@ -838,34 +934,54 @@ class _Search:
 
         Curves that may go on (``again``) and fail in the norm of the search, ``norm``, are not looked at further.
         """
-        problem, level, tolerance = self.problem, self.levels[number], self.settings.tolerance
-        index, control = state.group.index[done], state.group.control[done]
+        found, problem, settings, level = self.found, self.problem, self.settings, self.levels[number]
+        index = state.group.index[done]
+        control = state.group.control[done]
         line = _line(self.start[index], self.end[index], level.knots)
         moved = ((control - line).abs() > 1e-12 * line.abs().amax((1, 2), keepdim=True)).any(-1).any(-1)
         # What is certified is what is handed out: rounded.
         control = torch.where(moved[:, None, None], control, line).to(problem.dtype).double()
         sample = self._sample(level, index, control, 1, level.measuring)
-        keep = torch.ones_like(moved)
+        keep = torch.ones_like(again)
         if norm is not None:
             gradient = sample.gradient(*_free(problem.basis(level.measuring, level.knots)))
-            keep = ~again | (_residual(norm[done], gradient, sample.energy) <= 1.5 * tolerance)
+            keep = ~again | (_residual(norm[done], gradient, sample.energy) <= 1.5 * settings.tolerance)
         bad, longer = ~keep, torch.zeros_like(keep)
-        if bool(keep.any()):
-            coarse = state.sample.length[done][keep]
-            bad[keep], longer[keep] = self._record(
-                number, index[keep], control[keep], moved=moved[keep], sample=sample.at(keep), coarse=coarse
-            )
+        if not bool(keep.any()):
+            return bad, longer
+        coarse = state.sample.length[done]
+        found.level[index[keep]] = number
+        rough = torch.zeros_like(keep)
+        bad[keep], longer[keep], rough[keep] = self._record(
+            level, index[keep], control[keep], sample.at(keep), coarse[keep]
+        )
+        # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
+        for _ in range(_DOUBLINGS):
+            rough &= ~(again & (bad | longer))
+            if not bool(rough.any()):
+                break
+            level = replace(level, measuring=problem.halved(level.measuring, level.knots))
+            some = index[rough]
+            control = found.control[some, : control.shape[1]]
+            sample = self._sample(level, some, control, 1, level.measuring)
+            coarse = found.length[some]
+            bad[rough], longer[rough], rough[rough.clone()] = self._record(level, some, control, sample, coarse)
         return bad, longer
 
     def _record(
-        self, number: int, index: Tensor, control: Tensor, *, moved: Tensor, sample: _Sample, coarse: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Compare measured curves with the line, weigh their gradient and note the result; tells as `_certify`."""
-        found, problem, level, tolerance = self.found, self.problem, self.levels[number], self.settings.tolerance
+        self, level: _Level, index: Tensor, control: Tensor, sample: _Sample, coarse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compare measured curves with the line, weigh their gradient and note the result.
+
+        Tells as `_certify`, and of which curves the grid does not resolve the length or that of the line.
+        """
+        found, problem, tolerance = self.found, self.problem, self.settings.tolerance
         line = _line(self.start[index], self.end[index], level.knots).to(problem.dtype).double()
-        straight = sample.length.clone()
+        moved = (control != line).any(-1).any(-1)
+        straight, straight_tail = sample.length.clone(), sample.length_tail.clone()
         if bool(moved.any()):
-            straight[moved] = self._sample(level, index[moved], line[moved], 0, level.measuring).length
+            on_line = self._sample(level, index[moved], line[moved], 0, level.measuring)
+            straight[moved], straight_tail[moved] = on_line.length, on_line.length_tail
         longer = moved & ~(sample.length < straight)
         excess = sample.length / straight - 1
         if bool(longer.any()):
@@ -886,16 +1002,20 @@ class _Search:
         status = torch.where(longer & ~exhausted, _LONGER, status)
         status = torch.where(converged, torch.where(rough & ~longer, _REFINABLE, _CONVERGED), status)
         error = (sample.length - coarse).abs()
-        if problem.embedded:
+        if problem.embedded is not None:
             # The highest mode alone can vanish by chance; a kept line has no length on the coarser grid.
-            error = torch.maximum(torch.where(longer, 0.0, error), sample.length * sample.tail)
+            error = torch.maximum(torch.where(longer, 0.0, error), sample.length_tail)
+        before = found.straight_length[index]
+        straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight - before).abs(), 0))
+        # A tenth: the estimates have been seen to be too small by ten where a curve stands still.
+        limit = self.settings.length_tolerance / 10
+        unresolved = (error > limit * sample.length) | (straight_error > limit * straight)
         found.control[index, : control.shape[1]] = control
-        found.level[index] = number
         found.length[index], found.straight_length[index], found.energy[index] = sample.length, straight, sample.energy
         found.length_error[index] = error + 4 * torch.finfo(problem.dtype).eps * sample.length
         found.residual[index], found.status[index] = residual, status
         hopeful = longer & (promise > excess / 2) & (promise > self.settings.length_tolerance / 100)
-        return ~converged & ~longer, hopeful
+        return ~converged & ~longer, hopeful, unresolved
 
 
 def _free(matrices: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -964,6 +1084,8 @@ def _level(problem: _Problem, knots: Tensor, degree: int) -> _Level:
 # Ours, tuned on Algorithm 1's pairs of VAE1 for the fewest decoder rows. A curve is cut into at least so many elements,
 # with polynomials of these degrees after the coarsest; it is measured at no fewer nodes than this.
 _ELEMENTS, _DEGREES, _MEASURED = 4, (3, 4, 6, 8, 12, 16), 40
+# The measuring grid is halved so often at most: for a curve that crosses a border as thin as a thousandth of it.
+_DOUBLINGS = 5
 # A step is taken unseen, as a finer grid will look at it, where the residual is below this.
 _TRUSTED = 0.1
 # Promised gain, relative to the tolerance, above which spans are quartered and not halved.

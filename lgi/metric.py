@@ -90,6 +90,24 @@ class Metric(ABC):
         """
         return False
 
+    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
+        """The metric as a sum of the pull-back of a map and of what is left.
+
+        The length of a curve is at least that of its image under the map, whatever the nodes at which the speed is
+        evaluated: differences of values cannot miss what lies between two nodes, a quadrature of the speed can.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+            Any point: a generator shows only when called whether it is stochastic.
+
+        Returns
+        -------
+        embedded, rest : Metric or None
+            The first has an embedding. None stands for a metric that is 0.
+        """
+        return (self, None) if self.has_embedding(z) else (None, self)
+
     def tensor(self, z: Tensor) -> Tensor:
         """Metric tensor ``M(z)``.
 
@@ -446,6 +464,27 @@ class PullbackMetric(Metric):
         _in_chunks(self, torch.clone, _points(self, z).reshape(-1, z.shape[-1])[:1])
         return not self._weighted
 
+    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
+        """The metric as a sum of the pull-back of a map and of what is left: the two terms of eq. 4.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+            Any point.
+
+        Returns
+        -------
+        embedded, rest : Metric or None
+            In eq. 4 the metric of the mean, ``J_mu^T M_F J_mu``, and ``J_sigma^T diag(M_F) J_sigma``; else all of the
+            metric and None.
+        """
+        if self.has_embedding(z):
+            return self, None
+        mean = PullbackMetric(
+            lambda z: self._decode(z)[0], self.feature_map, latent_dim=self.latent_dim, chunk_size=self.chunk_size
+        )
+        return mean, _StdTerm(self)
+
     def pull(self, z: Tensor, v: Tensor) -> Tensor:
         """Push tangent vectors forward, to where their squared Euclidean length is ``v^T M(z) v``.
 
@@ -724,6 +763,24 @@ class PullbackMetric(Metric):
         return forward is not None
 
 
+class _StdTerm(Metric):
+    """What the standard deviation contributes to eq. 4, ``J_sigma^T diag(M_F) J_sigma``."""
+
+    def __init__(self, metric: PullbackMetric) -> None:
+        self.metric = metric
+        self.latent_dim = metric.latent_dim
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        columns = self.metric._columns(z)[1][..., self.metric._sizes.n_features :]
+        return columns @ columns.mT
+
+    def _squared_speed(self, z: Tensor, v: Tensor) -> Tensor:
+        return self.metric._push(z, v)[:, self.metric._sizes.n_features :].square().sum(-1)
+
+    def _prepare(self, z: Tensor) -> int:
+        return self.metric._prepare(z)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
     """What the first call of a generator shows."""
@@ -877,6 +934,22 @@ class SumMetric(Metric):
             Any point.
         """
         return self.first.has_embedding(z) and self.second.has_embedding(z)
+
+    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
+        """The metric as a sum of the pull-back of a map and of what is left: the sums of the parts of both metrics.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+            Any point.
+
+        Returns
+        -------
+        embedded, rest : Metric or None
+        """
+        pairs = zip(self.first.split(z), self.second.split(z), strict=True)
+        embedded, rest = (a + b if a is not None and b is not None else a or b for a, b in pairs)
+        return embedded, rest
 
 
 # Values of the output that a chunk of points may have. CPU: the intermediate tensors of a chunk stay in the cache.

@@ -1,0 +1,69 @@
+"""Metrics concentrated on thin ridges, as class probabilities make them: what is reported must be a length."""
+
+import pytest
+import torch
+
+import lgi
+from lgi.metric import ConformalMetric, PullbackMetric
+
+START = torch.tensor([[-1.0, -0.4], [-0.9, 0.3], [-1.1, 0.0], [-0.7, 0.6]], dtype=torch.float64)
+END = torch.tensor([[1.0, 0.5], [0.8, 0.2], [1.0, 0.1], [0.9, -0.5]], dtype=torch.float64)
+
+
+def noisy_plane(z):
+    """Plane with a standard deviation that varies across the border at ``z_0 = 0``."""
+    return z, 0.05 + 0.02 * (1 + torch.tanh(z.flip(-1)))
+
+
+def classifier(x):
+    """Two classes, told apart within a hundredth of the distance of the end points."""
+    border = 60 * (x[:, 0] + 0.3 * torch.sin(3 * x[:, 1]))
+    return torch.stack([torch.sigmoid(border), torch.sigmoid(-border)], dim=-1)
+
+
+@pytest.mark.parametrize("generator", [noisy_plane, lambda z: noisy_plane(z)[0]], ids=["eq. 4", "eq. 3"])
+@pytest.mark.parametrize("method", ["gauss-newton", "lbfgs"])
+@pytest.mark.filterwarnings("ignore:latent dimension 2 >= output dimension 2")
+def test_no_curve_jumps_over_a_border(generator, method):
+    metric = PullbackMetric(generator, classifier, latent_dim=2)
+    result = lgi.shorten(metric, START, END, lgi.SolverSettings(method=method, n_iterations=60))
+    # From one class to the other there is no way shorter than the chord in the space of probabilities.
+    chord = torch.linalg.vector_norm(classifier(END) - classifier(START), dim=-1)
+    assert (result.length > chord * (1 - 1e-3)).all()
+    dense = lgi.curve_length(metric, result.curve, n_t=8192)
+    torch.testing.assert_close(result.length, dense, rtol=3e-3, atol=0)
+    straight = lgi.curve_length(metric, lgi.CubicBSpline.line(START, END), n_t=8192)
+    torch.testing.assert_close(result.straight_length, straight, rtol=3e-3, atol=0)
+    assert (dense <= straight * (1 + 1e-3)).all()
+    # A border that lies symmetrically on every grid can deceive any estimate, here by a thousandth at most.
+    assert ((result.length - dense).abs() <= torch.maximum(3 * result.length_error, 1e-3 * dense)).all()
+
+
+def test_an_explicit_ridge_is_measured():
+    """Without an embedding there is only quadrature; the measuring grid is refined until it tells the length."""
+    plane = PullbackMetric(lambda z: torch.cat([z, z[:, :1] * 0], dim=-1), latent_dim=2)
+    metric = ConformalMetric(plane, lambda z: 1 + 400 * torch.exp(-(((z[:, 0] - 0.21) / 0.02) ** 2)))
+    result = lgi.shorten(metric, START, END)
+    torch.testing.assert_close(result.length, lgi.curve_length(metric, result.curve, n_t=8192), rtol=3e-3, atol=0)
+
+
+def test_split_adds_up():
+    generator = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 20)).double()
+    stochastic = lambda z: (generator(z)[:, :10], torch.nn.functional.softplus(generator(z)[:, 10:]))  # noqa: E731
+    features = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.Softmax(dim=-1)).double()
+    z = torch.randn(7, 2, dtype=torch.float64)
+    eq2, eq4 = PullbackMetric(stochastic, latent_dim=2), PullbackMetric(stochastic, features, latent_dim=2)
+    embedded, rest = eq2.split(z)
+    assert embedded is eq2
+    assert rest is None
+    explicit = ConformalMetric(eq2, lambda z: 1 + z[:, 0] ** 2)
+    assert explicit.split(z) == (None, explicit)
+    for metric in (eq4, eq4 + eq2, eq4 + eq4, explicit + eq2):
+        embedded, rest = metric.split(z)
+        assert embedded.has_embedding(z)
+        assert not rest.has_embedding(z)
+        torch.testing.assert_close(embedded.tensor(z) + rest.tensor(z), metric.tensor(z), rtol=1e-10, atol=1e-12)
+        v = torch.randn(7, 2, dtype=torch.float64)
+        torch.testing.assert_close(
+            embedded.squared_speed(z, v) + rest.squared_speed(z, v), metric.squared_speed(z, v), rtol=1e-10, atol=1e-12
+        )
