@@ -1,20 +1,25 @@
 """Training loops as generators that yield one record a step, and the recipes of the shipped models."""
 
+import argparse
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lgi import artifacts, datasets
 from lgi.features import LogisticRegression
-from lgi.models import VAE, Architecture, ConstantStd, RBFPrecision, pick_device
+from lgi.inversion import invert
+from lgi.models import GAN, VAE, Architecture, ConstantStd, ImageGenerator, RBFPrecision, fuse, pick_device
+from lgi.zoo import restore_logistic_regression
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
 RECIPE_VERSION = 1
@@ -78,6 +83,55 @@ RECIPES: dict[str, Recipe] = {
     "vae1": Recipe(architecture=Architecture(channels=(16, 32), hidden=67, normalisation="batch", activation="silu")),
     "vae2": Recipe(architecture=Architecture(channels=(4, 8), hidden=16, normalisation="spectral", activation="gelu")),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GANSettings:
+    """How a GAN is trained; it is not in the paper, all defaults are ours.
+
+    Parameters
+    ----------
+    epochs, batch_size, learning_rate
+        Adam of each network; the rate is constant for half of the time, then falls linearly to zero.
+    seed
+        Of initial weights, batches and latent points.
+    gradient_penalty
+        gamma of the penalty R1, in squared units of the data.
+    penalty_interval
+        The penalty is computed in one step of so many, and then weighs so many times as much (Karras et al. 2020).
+    averaging
+        The trained generator is the exponential moving average of the weights with this decay a step: single
+        iterates circle around it.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    seed: int = 0
+    gradient_penalty: float = 1.0
+    penalty_interval: int = 4
+    averaging: float = 0.998
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size, self.penalty_interval) < 1:
+            raise ValueError("epochs, batch_size and penalty_interval must be at least 1")
+        if not (self.learning_rate > 0 and self.gradient_penalty >= 0 and 0 <= self.averaging < 1):
+            raise ValueError("expected learning_rate > 0, gradient_penalty >= 0 and 0 <= averaging < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GANRecipe:
+    """Everything that determines a trained GAN: data, architecture, training. Its hash keys the artefact."""
+
+    dataset: str = "mnist"
+    digits: tuple[int, ...] = datasets.DIGITS
+    architecture: Architecture = field(default_factory=lambda: Architecture(normalisation="none"))
+    training: GANSettings = field(default_factory=GANSettings)
+
+
+# Beside RECIPES, which are the paper's two models. About as many parameters as VAE1 and as many latent dimensions, so
+# that pictures can be compared: two are enough for all four digits to be generated equally often.
+GAN_RECIPES: dict[str, GANRecipe] = {"gan": GANRecipe()}
 
 
 @dataclass(frozen=True)
@@ -229,7 +283,7 @@ def train_vae(
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
     history: list[dict[str, float]] = []
     if checkpoint is not None and artifacts.exists(checkpoint):
-        history = _resume(checkpoint, identity, vae, optimizer)
+        history = _resume(checkpoint, identity, vae, {"vae": optimizer})
         yield from history
     n_batches = math.ceil(len(train) / settings.batch_size)
     for epoch in range(len(history), settings.epochs):
@@ -255,7 +309,7 @@ def train_vae(
             raise FloatingPointError(f"training diverged in epoch {epoch + 1}; lower learning_rate ({settings})")
         history.append(record)
         if checkpoint is not None:
-            _checkpoint(checkpoint, identity, vae, optimizer, history)
+            _checkpoint(checkpoint, identity, vae, {"vae": optimizer}, history)
         yield record
     vae.eval()
 
@@ -323,6 +377,148 @@ def fit_rbf_precision(
         yield record
 
 
+def train_gan(
+    gan: GAN, train: Tensor, held_out: Tensor, settings: GANSettings, *, checkpoint: Path | None = None
+) -> Iterator[dict[str, float]]:
+    r"""Train a GAN in place; yields a record an epoch.
+
+    In turn, a step of the discriminator D and one of the generator g lower
+
+    .. math:: L_D &= E_x\, s(-D(x)) + E_z\, s(D(g(z))) + \tfrac\gamma2 E_x \|\nabla_x D(x)\|^2, \\
+              L_g &= E_z\, s(-D(g(z))), \qquad s(a) = \log(1 + e^a):
+
+    the non-saturating losses of Goodfellow et al. (2014) with the penalty R1 on real images of Mescheder et al. (2018),
+    the simplest combination that is known to converge where the data lie on a manifold, as these do.
+
+    Parameters
+    ----------
+    gan
+        The model; trained on the device it is on, left in eval mode, its generator with averaged weights.
+    train, held_out
+        Images (n, 1, 28, 28) in [0, 1].
+    settings
+        See :class:`GANSettings`. Epoch i draws its batches and latent points from (seed, i) alone.
+    checkpoint
+        Where to save after each epoch; see :func:`train_vae`.
+
+    Yields
+    ------
+    dict
+        epoch (from 1), seconds, discriminator_loss, generator_loss (means over the epoch, nats; ``2 log 2`` and
+        ``log 2`` where the discriminator cannot tell), gradient_norm (root mean square of D's on real images),
+        distance (mean distance of held-out images to the nearest of 4,000 generated ones, root mean square of pixels).
+
+    Raises
+    ------
+    lgi.artifacts.ArtifactError
+        If the checkpoint is damaged or of other settings.
+
+    References
+    ----------
+    Mescheder, Geiger, Nowozin, "Which training methods for GANs do actually converge?", ICML 2018. Karras et al.,
+    "Analyzing and improving the image quality of StyleGAN", CVPR 2020, for the interval and the average.
+    """
+    device, d = _device_of(gan), gan.generator.latent_dim
+    average = AveragedModel(gan.generator, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
+    both = nn.ModuleDict({"gan": gan, "average": average})
+    # No momentum (Mescheder et al. 2018): the gradient of a game turns.
+    optimizers = {
+        name: torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99))
+        for name, network in (("generator", gan.generator), ("discriminator", gan.discriminator))
+    }
+    identity = {"settings": settings, "architecture": gan.architecture, "n": [len(train), len(held_out)]}
+    history: list[dict[str, float]] = []
+    if checkpoint is not None and artifacts.exists(checkpoint):
+        history = _resume(checkpoint, identity, both, optimizers)
+        yield from history
+    n_batches = math.ceil(len(train) / settings.batch_size)
+    for epoch in range(len(history), settings.epochs):
+        start = time.perf_counter()
+        gan.train()
+        stream = _stream(settings.seed, epoch)
+        sums = {"discriminator_loss": 0.0, "generator_loss": 0.0}
+        squared_norms = []
+        for step, batch in enumerate(torch.randperm(len(train), generator=stream).split(settings.batch_size)):
+            progress = (epoch + step / n_batches) / settings.epochs
+            for optimizer in optimizers.values():
+                optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, 2 * (1 - progress))
+            noise = torch.randn(2, len(batch), d, generator=stream).to(device)
+            x = train[batch].to(device)
+            penalised = step % settings.penalty_interval == 0
+            logistic, squared_norm = _discriminator_losses(gan, x, noise[0], penalised=penalised)
+            sums["discriminator_loss"] += logistic.item() / n_batches
+            if penalised:
+                squared_norms.append(squared_norm.item())
+            weight = settings.penalty_interval * settings.gradient_penalty / 2
+            _descend(optimizers["discriminator"], logistic + weight * squared_norm)
+
+            # Gradients reach the generator through the discriminator, whose own are not wanted.
+            gan.discriminator.requires_grad_(False)
+            loss = softplus(-gan.discriminator(gan.generator(noise[1]))).mean()
+            sums["generator_loss"] += loss.item() / n_batches
+            _descend(optimizers["generator"], loss)
+            gan.discriminator.requires_grad_(True)
+            average.update_parameters(gan.generator)
+        gan.eval()
+        average.eval()
+        record = {"epoch": float(epoch + 1), "seconds": time.perf_counter() - start}
+        record |= sums | {"gradient_norm": math.sqrt(sum(squared_norms) / len(squared_norms))}
+        if not math.isfinite(sum(sums.values())):
+            raise FloatingPointError(f"training diverged in epoch {epoch + 1}; lower learning_rate ({settings})")
+        record["distance"] = distance_to_generated(cast(ImageGenerator, average.module), held_out).mean().item()
+        history.append(record)
+        if checkpoint is not None:
+            _checkpoint(checkpoint, identity, both, optimizers, history)
+        yield record
+    gan.generator.load_state_dict(average.module.state_dict())
+    gan.eval()
+
+
+def _discriminator_losses(gan: GAN, x: Tensor, z: Tensor, *, penalised: bool) -> tuple[Tensor, Tensor]:
+    """Logistic loss, and mean squared norm of the discriminator's gradient at real images; 0 unless penalised."""
+    with torch.no_grad():
+        generated = gan.generator(z)
+    logit = gan.discriminator(x.requires_grad_(penalised))
+    loss = softplus(-logit).mean() + softplus(gan.discriminator(generated)).mean()
+    if not penalised:
+        return loss, torch.zeros_like(loss)
+    (slope,) = torch.autograd.grad(logit.sum(), x, create_graph=True)
+    return loss, slope.square().flatten(1).sum(1).mean()
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def distance_to_generated(generator: ImageGenerator, images: Tensor, *, n_samples: int = 4000, seed: int = 0) -> Tensor:
+    """Distance of images to the nearest of many generated ones: large for a digit that is never generated.
+
+    Parameters
+    ----------
+    generator
+        In eval mode.
+    images
+        (n, 1, 28, 28).
+    n_samples, seed
+        Number of latent points drawn from N(0, I), and their seed.
+
+    Returns
+    -------
+    Tensor
+        (n,), root mean square of pixels.
+    """
+    device = _device_of(generator)
+    z = torch.randn(n_samples, generator.latent_dim, generator=_stream(seed)).to(device)
+    nearest = torch.full((len(images),), torch.inf, device=device)
+    for part in z.split(500):
+        distance = torch.cdist(images.to(device).flatten(1), generator(part).flatten(1))
+        nearest = torch.minimum(nearest, distance.amin(1))
+    return nearest / math.sqrt(images[0].numel())
+
+
 def place_centres(codes: Tensor, n_centres: int, bandwidth_factor: float, seed: int) -> tuple[Tensor, Tensor]:
     r"""Centres and bandwidths of an RBF network by k-means (scikit-learn).
 
@@ -370,19 +566,19 @@ def place_centres(codes: Tensor, n_centres: int, bandwidth_factor: float, seed: 
 
 def train_or_load(
     name: str,
-    recipe: Recipe | None = None,
+    recipe: Recipe | GANRecipe | None = None,
     *,
     retrain: bool = False,
     device: str = "auto",
     download: bool = False,
     on_record: Callable[[str, int, int, Mapping[str, float]], None] | None = None,
 ) -> artifacts.Artifact:
-    """Trained VAE of a recipe: read where it is recorded, trained where it is not.
+    """Trained VAE or GAN of a recipe: read where it is recorded, trained where it is not.
 
     Parameters
     ----------
     name
-        Of the artefact; "vae1" and "vae2" are shipped.
+        Of the artefact; "vae1", "vae2" and "gan" are shipped.
     recipe
         Settings; by default those of the shipped model of this name. Any change makes it another artefact.
     retrain
@@ -392,17 +588,20 @@ def train_or_load(
     download
         Whether MNIST may be downloaded.
     on_record
-        Called with (phase, step, number of steps, record) at each step; phase is "vae" or "rbf".
+        Called with (phase, step, number of steps, record) at each step; phase is "vae", "rbf" or "gan".
 
     Returns
     -------
     lgi.artifacts.Artifact
         Tensors ``model.*``, ``codes.z``, ``codes.std``, ``codes.label``, ``codes.index``; record
-        ``n_parameters``, ``history``, ``rbf_history``, ``evaluation``. See :func:`lgi.zoo.restore_vae`.
+        ``n_parameters``, ``history``, ``evaluation`` and, of a VAE, ``rbf_history``. The codes of a GAN are found by
+        inversion of the test images. See :func:`lgi.zoo.restore_vae` and :func:`lgi.zoo.restore_gan`.
     """
     recipe = _recipe(name, recipe)
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if isinstance(recipe, GANRecipe):
+            return _train_gan(name, recipe, pick_device(device), download, on_record)
         return _train(name, recipe, pick_device(device), download, on_record)
 
     return artifacts.load_or_compute(
@@ -454,10 +653,16 @@ def fit_or_load_logistic_regression(
     )
 
 
-def _recipe(name: str, recipe: Recipe | None) -> Recipe:
-    if recipe is None and name not in RECIPES:
-        raise ValueError(f"there is no recipe named {name!r}; give one, or a name among {sorted(RECIPES)}")
-    return RECIPES[name] if recipe is None else recipe
+def _recipe(name: str, recipe: Recipe | GANRecipe | None) -> Recipe | GANRecipe:
+    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
+    if recipe is None and name not in recipes:
+        raise ValueError(f"there is no recipe named {name!r}; give one, or a name among {sorted(recipes)}")
+    return recipes[name] if recipe is None else recipe
+
+
+def _checkpoint_of(name: str, recipe: Recipe | GANRecipe) -> Path:
+    key = artifacts.settings_hash(name, dataclasses.asdict(recipe), RECIPE_VERSION)
+    return artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
 
 
 def _train(
@@ -476,8 +681,7 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         vae = VAE(recipe.architecture).to(device)
-    key = artifacts.settings_hash(name, dataclasses.asdict(recipe), RECIPE_VERSION)
-    checkpoint = artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
+    checkpoint = _checkpoint_of(name, recipe)
     history, rbf_history = [], []
     for record in train_vae(vae, train.images, validation.images, settings, checkpoint=checkpoint):
         history.append(record)
@@ -505,6 +709,55 @@ def _train(
     }
 
 
+def _train_gan(
+    name: str,
+    recipe: GANRecipe,
+    device: torch.device,
+    download: bool,
+    on_record: Callable[[str, int, int, Mapping[str, float]], None] | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Training, what is generated, and the codes of test images: what :func:`train_or_load` records."""
+    train, validation, test = (
+        datasets.load(recipe.dataset, split, digits=recipe.digits, download=download)
+        for split in ("train", "validation", "test")
+    )
+    settings = recipe.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        gan = GAN(recipe.architecture).to(device)
+    checkpoint = _checkpoint_of(name, recipe)
+    history = []
+    for record in train_gan(gan, train.images, validation.images, settings, checkpoint=checkpoint):
+        history.append(record)
+        if on_record is not None:
+            on_record("gan", len(history), settings.epochs, record)
+    artifacts.remove(checkpoint)
+    generator = fuse(gan.generator)
+    codes = invert(generator, test.images.to(device), progress=False)
+    noise = torch.randn(4000, generator.latent_dim, generator=_stream(settings.seed, -1))
+    generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
+    classifier = restore_logistic_regression(
+        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits, download=download)
+    )
+    probability = classifier(generated)
+    share = torch.bincount(probability.argmax(1), minlength=len(recipe.digits)).double() / len(generated)
+    tensors = {f"model.{key}": value for key, value in gan.state_dict().items()}
+    # An inversion is a point: it has no standard deviation.
+    tensors |= {"codes.z": codes.z, "codes.std": torch.zeros_like(codes.z)}
+    tensors |= {"codes.label": test.label, "codes.index": test.index, "codes.residual": codes.residual}
+    return tensors, {
+        "n_parameters": gan.n_parameters,
+        "evaluation": {
+            "digit_share": dict(zip(map(str, classifier.classes.tolist()), share.tolist(), strict=True)),
+            "classifier_confidence": probability.amax(1).mean().item(),
+            "distance": distance_to_generated(generator, test.images).mean().item(),
+            "inversion_residual": codes.residual.mean().item(),
+            "inversion_converged": codes.converged.float().mean().item(),
+        },
+        "history": history,
+    }
+
+
 @torch.no_grad()
 def _pixelwise_std(vae: VAE, images: Tensor, settings: TrainingSettings) -> RBFPrecision:
     """Best constant std of each dithered pixel: what the RBF network must beat, beyond knowing the black frame."""
@@ -518,23 +771,31 @@ def _pixelwise_std(vae: VAE, images: Tensor, settings: TrainingSettings) -> RBFP
 
 
 def _checkpoint(
-    path: Path, identity: Mapping[str, Any], vae: VAE, optimizer: torch.optim.Adam, history: list[dict[str, float]]
+    path: Path,
+    identity: Mapping[str, Any],
+    model: nn.Module,
+    optimizers: Mapping[str, torch.optim.Adam],
+    history: list[dict[str, float]],
 ) -> None:
-    tensors = {f"model.{key}": value for key, value in vae.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{name}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
     artifacts.save(path, tensors, {"history": history}, name="checkpoint", settings=identity, version=RECIPE_VERSION)
 
 
-def _resume(path: Path, identity: Mapping[str, Any], vae: VAE, optimizer: torch.optim.Adam) -> list[dict[str, float]]:
+def _resume(
+    path: Path, identity: Mapping[str, Any], model: nn.Module, optimizers: Mapping[str, torch.optim.Adam]
+) -> list[dict[str, float]]:
     saved = artifacts.load(path, name="checkpoint", settings=identity, version=RECIPE_VERSION)
-    vae.load_state_dict({k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
+    model.load_state_dict({k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")})
+    states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in optimizers}
     for key, value in saved.tensors.items():
         if key.startswith("optimizer."):
-            _, i, entry = key.split(".")
-            state.setdefault(int(i), {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            _, name, i, entry = key.split(".")
+            states[name].setdefault(int(i), {})[entry] = value
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict({"state": states[name], "param_groups": optimizer.state_dict()["param_groups"]})
     return list(saved.record["history"])
 
 
@@ -549,14 +810,26 @@ def _stream(*key: int) -> torch.Generator:
 
 
 def main() -> None:
-    """Train the shipped models with their recipes and write them to data/models: what ``make models`` runs."""
+    """Train shipped models with their recipes and write them to data/models: what ``make models`` runs, for all."""
     from tqdm import tqdm
 
-    trained = {"logistic_regression": fit_or_load_logistic_regression(refit=True)}
-    for name, recipe in RECIPES.items():
-        total = recipe.training.epochs + recipe.training.n_rbf_steps
+    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
+    parser = argparse.ArgumentParser(prog="python -m lgi.training", description=main.__doc__)
+    names = ["logistic_regression", *recipes]
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which of {', '.join(names)}; by default all")
+    chosen = parser.parse_args().names
+    if unknown := set(chosen) - set(names):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    trained = {}
+    for name in chosen or names:
+        if name == "logistic_regression":
+            trained[name] = fit_or_load_logistic_regression(refit=True)
+            continue
+        settings = recipes[name].training
+        total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
         with tqdm(total=total, desc=name, disable=None) as bar:
             trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, bar=bar: bar.update())
+    command = f"python -m lgi.training {' '.join(chosen)}" if chosen else "make models"
     for name, artifact in trained.items():
         seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
         artifacts.save(
@@ -566,7 +839,7 @@ def main() -> None:
             name=name,
             settings=artifact.settings,
             version=RECIPE_VERSION,
-            provenance=artifacts.provenance(seed=seed, command="make models"),
+            provenance=artifacts.provenance(seed=seed, command=command),
         )
 
 

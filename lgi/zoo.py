@@ -8,10 +8,11 @@ from torch import Tensor
 
 from lgi import artifacts
 from lgi.features import ClassifierOutput, LogisticRegression
-from lgi.models import VAE, Architecture, ConstantStd, RBFPrecision, fuse, pick_device
+from lgi.models import GAN, VAE, Architecture, ConstantStd, RBFPrecision, fuse, pick_device
 
 VAES = ("vae1", "vae2")
-MODELS = (*VAES, "logistic_regression")
+CODES = (*VAES, "gan")
+MODELS = (*CODES, "logistic_regression")
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Codes:
     Attributes
     ----------
     z : Tensor, shape (n, d)
-        Means of q(z | x).
+        Means of q(z | x); of a model without encoder, what :func:`lgi.invert` finds.
     std : Tensor, shape (n, d)
-        Standard deviations of q(z | x).
+        Standard deviations of q(z | x); 0 without encoder.
     label : Tensor, shape (n,), int64
         Digit of each image.
     index : Tensor, shape (n,), int64
@@ -41,6 +42,8 @@ def load_model(
     name: Literal["vae1", "vae2"], device: str | torch.device = "cpu", *, std: Literal["rbf", "constant"] = "rbf"
 ) -> VAE: ...
 @overload
+def load_model(name: Literal["gan"], device: str | torch.device = "cpu") -> GAN: ...
+@overload
 def load_model(
     name: Literal["logistic_regression"],
     device: str | torch.device = "cpu",
@@ -53,8 +56,8 @@ def load_model(
     *,
     std: Literal["rbf", "constant"] | None = None,
     output: ClassifierOutput | None = None,
-) -> VAE | LogisticRegression:
-    """Shipped model: "vae1", "vae2" or "logistic_regression", trained on MNIST digits 2, 4, 5, 7.
+) -> VAE | GAN | LogisticRegression:
+    """Shipped model: "vae1", "vae2", "gan" or "logistic_regression", trained on MNIST digits 2, 4, 5, 7.
 
     Parameters
     ----------
@@ -70,8 +73,9 @@ def load_model(
 
     Returns
     -------
-    VAE or LogisticRegression
-        Fused, frozen and in eval mode: ``lgi.PullbackMetric(vae.decoder)`` is ready.
+    VAE, GAN or LogisticRegression
+        Fused, frozen and in eval mode: ``lgi.PullbackMetric(vae.decoder)`` and ``lgi.PullbackMetric(gan.generator)``
+        are ready.
 
     Raises
     ------
@@ -87,18 +91,22 @@ def load_model(
         if std is not None:
             raise ValueError("std is an option of the VAEs; the logistic regression has output")
         return restore_logistic_regression(artifact, output=output or "probabilities").to(pick_device(device))
+    if name == "gan":
+        if std is not None or output is not None:
+            raise ValueError("the GAN has no options: std is one of the VAEs, output of the logistic regression")
+        return restore_gan(artifact).to(pick_device(device))
     if output is not None:
         raise ValueError(f"output is an option of the logistic regression; {name!r} has std")
     return restore_vae(artifact, std=std or "rbf").to(pick_device(device))
 
 
 def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
-    """Latent codes of the official MNIST test images of digits 2, 4, 5, 7, by a shipped VAE's encoder.
+    """Latent codes of the official MNIST test images of digits 2, 4, 5, 7 in a shipped model.
 
     Parameters
     ----------
-    name : {"vae1", "vae2"}
-        Whose codes.
+    name : {"vae1", "vae2", "gan"}
+        Whose codes: of the VAEs by their encoders, of the GAN by inversion.
     device : str or torch.device
         Where to put them.
 
@@ -110,12 +118,12 @@ def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
     Raises
     ------
     ValueError
-        If there is no such VAE.
+        If there is no such model.
     lgi.artifacts.ArtifactError
         If the file is missing or damaged.
     """
-    if name not in VAES:
-        raise ValueError(f"there are no shipped codes of {name!r}; there are those of {', '.join(VAES)}")
+    if name not in CODES:
+        raise ValueError(f"there are no shipped codes of {name!r}; there are those of {', '.join(CODES)}")
     return restore_codes(_shipped(name), device)
 
 
@@ -138,9 +146,7 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"]
     """
     if std not in ("rbf", "constant"):
         raise ValueError(f'std must be "rbf" or "constant", got {std!r}')
-    architecture = dict(artifact.settings["architecture"])
-    vae = VAE(Architecture(**architecture | {"channels": tuple(architecture["channels"])}))
-    state = {k.removeprefix("model."): v for k, v in artifact.tensors.items() if k.startswith("model.")}
+    vae, state = VAE(_architecture(artifact)), _state(artifact)
     rbf = {k: state[f"decoder.std_net.{k}"] for k in ("centres", "bandwidths", "weight")}
     floor = float(state["decoder.std_net.floor"])
     vae.decoder.std_net = RBFPrecision(**rbf, floor=floor, data_shape=vae.decoder.data_shape)
@@ -148,6 +154,26 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"]
     if std == "constant":
         vae.decoder.std_net = ConstantStd(vae.decoder.data_shape, artifact.record["history"][-1]["std"])
     return fuse(vae) if fused else vae.eval()
+
+
+def restore_gan(artifact: artifacts.Artifact, *, fused: bool = True) -> GAN:
+    """GAN of a recorded training (:func:`lgi.training.train_or_load`), on the CPU, in eval mode.
+
+    Parameters
+    ----------
+    artifact : lgi.artifacts.Artifact
+        The record.
+    fused : bool
+        Whether norms are folded and parameters frozen (:func:`lgi.models.fuse`), which geometry wants.
+
+    Returns
+    -------
+    GAN
+        The model; ``gan.generator`` is deterministic.
+    """
+    gan = GAN(_architecture(artifact))
+    gan.load_state_dict(_state(artifact))
+    return fuse(gan) if fused else gan.eval()
 
 
 def restore_codes(artifact: artifacts.Artifact, device: str | torch.device = "cpu") -> Codes:
@@ -161,6 +187,15 @@ def restore_logistic_regression(
 ) -> LogisticRegression:
     """Module of a recorded fit (:func:`lgi.training.fit_or_load_logistic_regression`), on the CPU."""
     return LogisticRegression(**{key: artifact.tensors[key] for key in ("weight", "bias", "classes")}, output=output)
+
+
+def _architecture(artifact: artifacts.Artifact) -> Architecture:
+    settings = dict(artifact.settings["architecture"])
+    return Architecture(**settings | {"channels": tuple(settings["channels"])})
+
+
+def _state(artifact: artifacts.Artifact) -> dict[str, Tensor]:
+    return {k.removeprefix("model."): v for k, v in artifact.tensors.items() if k.startswith("model.")}
 
 
 def _shipped(name: str) -> artifacts.Artifact:

@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from lgi.models import VAE, Architecture, ConstantStd, Decoder, Encoder, RBFPrecision, fuse, pick_device
+from lgi.models import (
+    GAN,
+    VAE,
+    Architecture,
+    ConstantStd,
+    Decoder,
+    Discriminator,
+    Encoder,
+    ImageGenerator,
+    RBFPrecision,
+    fuse,
+    pick_device,
+)
 from lgi.training import RECIPES
 
 
@@ -66,6 +78,40 @@ def test_fused_equals_original(normalisation):
         assert not any("BatchNorm" in kind or "Parametri" in kind for kind in kinds)
         assert not network.training
         assert not any(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("latent_dim", [2, 5])
+@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
+def test_gan(latent_dim, normalisation):
+    torch.manual_seed(0)
+    gan = GAN(Architecture(latent_dim=latent_dim, channels=(2, 3), hidden=4, normalisation=normalisation)).double()
+    for _ in range(3):
+        gan.generator(torch.randn(20, latent_dim, dtype=torch.float64))
+    z = torch.randn(7, latent_dim, dtype=torch.float64)
+    fused, images = fuse(gan.generator), gan.eval().generator(z)
+    assert images.shape == (7, 1, 28, 28)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    torch.testing.assert_close(fused(z), images, rtol=0, atol=1e-12)
+    assert (fused.latent_dim, fused.data_shape) == (latent_dim, (1, 28, 28))
+    assert gan.discriminator(images).shape == (7,)
+    assert gan.n_parameters == sum(p.numel() for p in gan.parameters())
+    # the network of a decoder's mean
+    decoder = Decoder(gan.architecture).double().eval()
+    decoder.mean_net.load_state_dict(gan.generator.network.state_dict())
+    torch.testing.assert_close(decoder(z)[0], images, rtol=0, atol=1e-12)
+
+
+def test_discriminator_sees_how_much_a_batch_varies():
+    torch.manual_seed(0)
+    discriminator = Discriminator(Architecture(channels=(2, 3), hidden=4))
+    x = torch.rand(6, 1, 28, 28)
+    same, among_others = discriminator(x[:1].expand(6, -1, -1, -1)), discriminator(x)
+    torch.testing.assert_close(same, same[:1].expand(6))
+    assert (same[0] - among_others[0]).abs() > 1e-4
+    alone = discriminator(x[:1].requires_grad_())
+    torch.testing.assert_close(alone, same[:1])
+    assert torch.autograd.grad(alone.sum(), discriminator.body[0].weight)[0].isfinite().all()
 
 
 def test_fuse_leaves_the_original_trainable():
@@ -144,6 +190,10 @@ def test_wrong_shapes_are_named():
         Decoder(Architecture())(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"\(n, 1, 28, 28\), got \(3, 28, 28\)"):
         Encoder(Architecture())(torch.zeros(3, 28, 28))
+    with pytest.raises(ValueError, match=r"\(n, 2\), got \(2,\)"):
+        ImageGenerator(Architecture())(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"\(n, 1, 28, 28\), got \(3, 28, 28\)"):
+        Discriminator(Architecture())(torch.zeros(3, 28, 28))
 
 
 def test_pick_device():

@@ -10,25 +10,33 @@ import torch
 
 from lgi import artifacts
 from lgi.datasets import optdigits
-from lgi.models import VAE, Architecture
+from lgi.models import GAN, VAE, Architecture
 from lgi.training import (
+    GAN_RECIPES,
     RECIPES,
+    GANRecipe,
+    GANSettings,
     Recipe,
     TrainingSettings,
+    _discriminator_losses,
     _pixelwise_std,
+    distance_to_generated,
     elbo_terms,
     evaluate,
     fit_or_load_logistic_regression,
     fit_rbf_precision,
     gaussian_log_likelihood,
     kl_to_prior,
+    main,
     place_centres,
+    train_gan,
     train_or_load,
     train_vae,
 )
-from lgi.zoo import restore_codes, restore_logistic_regression, restore_vae
+from lgi.zoo import restore_codes, restore_gan, restore_logistic_regression, restore_vae
 
 TINY = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
+QUICK_GAN = GANSettings(epochs=3, batch_size=64, averaging=0.9)
 QUICK = TrainingSettings(epochs=3, batch_size=64, n_centres=8, n_rbf_steps=12)
 
 
@@ -246,6 +254,137 @@ def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
     model = restore_logistic_regression(artifact)
     assert model.accuracy(test.images, test.label) == pytest.approx(artifact.record["test_accuracy"])
     assert artifact.record["test_accuracy"] > 0.9
+
+
+def trained_gan(images, settings=QUICK_GAN, **kwargs):
+    torch.manual_seed(settings.seed)
+    gan = GAN(TINY)
+    return gan, list(train_gan(gan, *images, settings, **kwargs))
+
+
+def test_discriminator_losses_of_a_linear_discriminator():
+    """D(x) = w x + b: the logistic losses by hand, and |w|^2 as the penalty; no gradient reaches the generator."""
+    stream = torch.Generator().manual_seed(0)
+    w, x, z = (torch.randn(*shape, generator=stream, dtype=torch.float64) for shape in ((12,), (5, 12), (5, 2)))
+    generator = torch.nn.Linear(2, 12).double()
+    gan = SimpleNamespace(generator=generator, discriminator=lambda x: x @ w + 0.3)
+    loss, squared_norm = _discriminator_losses(gan, x.clone(), z, penalised=True)
+    expected = -(x @ w + 0.3).sigmoid().log().mean() - (1 - (generator(z) @ w + 0.3).sigmoid()).log().mean()
+    torch.testing.assert_close(loss, expected)
+    assert squared_norm.item() == pytest.approx(w.square().sum().item())
+    plain, nothing = _discriminator_losses(gan, x.clone(), z, penalised=False)
+    torch.testing.assert_close(plain, expected)
+    assert nothing.item() == 0
+    assert loss.requires_grad
+    assert generator.weight.grad is None
+    assert not plain.requires_grad
+
+
+def test_distance_to_generated():
+    """A generator of grey images: each image is compared with its nearest grey."""
+
+    def grey(z):
+        return z[:, :1, None, None].sigmoid().expand(-1, 1, 28, 28)
+
+    generator = torch.nn.Module()
+    generator.scale, generator.latent_dim, generator.forward = torch.nn.Parameter(torch.ones(1)), 2, grey
+    x = torch.cat([torch.full((1, 1, 28, 28), 0.4), torch.full((1, 1, 28, 28), 2.0), torch.zeros(1, 1, 28, 28)])
+    x[2, ..., :14] = 1
+    few = distance_to_generated(generator, x, n_samples=3000)
+    torch.testing.assert_close(few[[0, 2]], torch.tensor([0.0, 0.5]), rtol=0, atol=2e-3)
+    assert 1 < few[1] < 1.1
+
+
+def test_gan_learns_and_reports_it(images):
+    gan, records = trained_gan(images, dataclasses.replace(QUICK_GAN, epochs=10, batch_size=32))
+    assert [r["epoch"] for r in records] == list(range(1, 11))
+    assert records[-1]["distance"] < 0.7 * records[0]["distance"]
+    assert not gan.training
+    again = distance_to_generated(gan.generator, images[1]).mean().item()
+    assert records[-1]["distance"] == pytest.approx(again, rel=1e-5)
+    assert all(0 < r["discriminator_loss"] < 3 and r["gradient_norm"] > 0 for r in records)
+
+
+def test_gan_training_is_seeded_and_averages(images):
+    (a, first), (b, second) = trained_gan(images), trained_gan(images)
+    strip = [{k: v for k, v in r.items() if k != "seconds"} for r in first]
+    assert strip == [{k: v for k, v in r.items() if k != "seconds"} for r in second]
+    z = torch.zeros(1, 2)
+    assert torch.equal(a.generator(z), b.generator(z))
+    c, _ = trained_gan(images, dataclasses.replace(QUICK_GAN, seed=1))
+    assert not torch.equal(a.generator(z), c.generator(z))
+    # the average takes no part in the game
+    d, plain = trained_gan(images, dataclasses.replace(QUICK_GAN, averaging=0.0))
+    assert [r["generator_loss"] for r in plain] == [r["generator_loss"] for r in first]
+    assert not torch.equal(a.generator(z), d.generator(z))
+    _, free = trained_gan(images, dataclasses.replace(QUICK_GAN, gradient_penalty=0.0))
+    assert free[-1]["gradient_norm"] > first[-1]["gradient_norm"]
+
+
+def test_interrupted_gan_training_resumes_to_the_same_model(images, tmp_path):
+    whole, expected = trained_gan(images)
+    torch.manual_seed(QUICK_GAN.seed)
+    gan = GAN(TINY)
+    list(itertools.islice(train_gan(gan, *images, QUICK_GAN, checkpoint=tmp_path / "run"), 2))
+    torch.manual_seed(99)
+    gan = GAN(TINY)
+    records = list(train_gan(gan, *images, QUICK_GAN, checkpoint=tmp_path / "run"))
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    assert records[-1]["distance"] == expected[-1]["distance"]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, gan.state_dict()[key]), key
+    with pytest.raises(artifacts.ArtifactError, match="run"):
+        list(train_gan(gan, *images, dataclasses.replace(QUICK_GAN, seed=1), checkpoint=tmp_path / "run"))
+
+
+def test_gan_settings_are_checked(images):
+    for change in ({"epochs": 0}, {"learning_rate": 0.0}, {"averaging": 1.0}, {"gradient_penalty": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            dataclasses.replace(QUICK_GAN, **change)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        trained_gan(images, dataclasses.replace(QUICK_GAN, learning_rate=1e30))
+
+
+def test_train_or_load_of_a_gan(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=QUICK_GAN)
+    seen = []
+    artifact = train_or_load("gan", recipe, device="cpu", on_record=lambda *record: seen.append(record))
+    assert artifact.source == "computed"
+    assert [s[:3] for s in seen] == [("gan", i, 3) for i in (1, 2, 3)]
+    assert train_or_load("gan", recipe, device="cpu").source == "cache"
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+    codes, test = restore_codes(artifact), optdigits("test", digits=(2, 4, 5, 7))
+    assert torch.equal(codes.label, test.label)
+    gan = restore_gan(artifact)
+    torch.testing.assert_close(gan.generator(codes.z), restore_gan(artifact, fused=False).generator(codes.z))
+    error = (gan.generator(codes.z) - test.images).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(error, artifact.tensors["codes.residual"], rtol=1e-4, atol=1e-5)
+    result = artifact.record["evaluation"]
+    assert result["inversion_residual"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert result["distance"] == pytest.approx(distance_to_generated(gan.generator, test.images).mean().item())
+    # The search ends nearer than the nearest of 4,000 draws.
+    assert result["inversion_residual"] < result["distance"] * (1 + 1e-4)
+    assert sum(result["digit_share"].values()) == pytest.approx(1)
+    assert list(result["digit_share"]) == ["2", "4", "5", "7"]
+
+
+def test_the_command_trains_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=dataclasses.replace(QUICK_GAN, epochs=1))
+    monkeypatch.setitem(GAN_RECIPES, "gan", recipe)
+    monkeypatch.setattr("sys.argv", ["lgi.training", "gan"])
+    main()
+    assert sorted(file.name for file in (tmp_path / "models").iterdir()) == ["gan.json", "gan.safetensors"]
+    artifact = artifacts.load(tmp_path / "models" / "gan", name="gan", settings=dataclasses.asdict(recipe))
+    assert artifact.provenance["command"] == "python -m lgi.training gan"
+    assert artifact.provenance["seed"] == 0
+    monkeypatch.setattr("sys.argv", ["lgi.training", "gun"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no gun; there are logistic_regression, vae1, vae2, gan" in capsys.readouterr().err
 
 
 def test_recipes_are_those_of_the_paper():
