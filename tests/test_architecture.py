@@ -23,10 +23,12 @@ RANKS = {
     "metric": 1,
     "models": 1,
     "features": 1,
+    "study": 1,
     "geodesic": 2,
     "geodesic_ode": 2,
     "datasets": 2,
     "zoo": 2,
+    "inversion": 2,
     "improvement": 3,
     "training": 3,
     "plots": 4,
@@ -38,7 +40,9 @@ CONTRACT = {
     "spline": ["CubicBSpline"],
     "zoo": ["load_model", "load_codes"],
     "geodesic": ["shorten", "SolverSettings"],
-    "improvement": ["worst_case_improvement", "invert", "compare_models"],
+    "improvement": ["worst_case_improvement", "compare_models"],
+    "inversion": ["invert"],
+    "study": ["load_study", "merge_studies"],
 }
 
 HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}
@@ -152,7 +156,9 @@ def test_lock_pins_every_direct_dependency(project):
         (pin,) = requirement.specifier
         locked.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
     extras = project["optional-dependencies"]
-    direct = [Requirement(entry) for entry in project["dependencies"] + extras["notebooks"] + extras["dev"]]
+    direct = [
+        Requirement(entry) for entry in project["dependencies"] + extras["notebooks"] + extras["sweeps"] + extras["dev"]
+    ]
     for requirement in direct:
         if requirement.name == project["name"]:
             continue

@@ -1,0 +1,595 @@
+"""Algorithm 1 and the comparison of two models: closed forms, directions, samples, errors, command line."""
+
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import analytic
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lgi
+from lgi import improvement
+from lgi.geodesic import SolverSettings
+from lgi.improvement import compare_models, largest_eigenvectors, main, towards_origin, worst_case_improvement
+from lgi.metric import ExplicitMetric, PullbackMetric
+
+QUICK = SolverSettings(n_control=4, progress=False)
+DOUBLE = {"dtype": torch.float64, "progress": False}
+
+# A chart of the sphere around a point of its equator in which the largest stretch is along circles of latitude.
+SCALE = torch.tensor([0.3, 1.2], dtype=torch.float64)
+
+
+def chart(z):
+    return z * SCALE.to(z) + torch.tensor([math.pi / 2, 0.0]).to(z)
+
+
+def sphere():
+    return PullbackMetric(lambda z: analytic.sphere_embed(chart(z)), latent_dim=2)
+
+
+class Decoder(nn.Module):
+    """A small smooth generator with parameters."""
+
+    def __init__(self, d=2, width=16, seed=0, dtype=torch.float64):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        A, B = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((d, width), (width, 3 * d)))
+        self.A, self.B = (nn.Parameter(x.to(dtype), requires_grad=False) for x in (A / d**0.5, B))
+        self.latent_dim = d
+
+    def forward(self, z):
+        return torch.tanh(z @ self.A) @ self.B
+
+
+def study(metric, n=20, **options):
+    return worst_case_improvement(metric, n, **{"settings": QUICK, "progress": False} | options)
+
+
+# --- closed forms ----------------------------------------------------------------------------------------------------
+
+
+def test_mean_on_the_sphere_is_the_exact_one():
+    found = worst_case_improvement(sphere(), 1000, settings=SolverSettings(length_tolerance=1e-7), **DOUBLE)
+    start, end = chart(found.start), chart(found.end)
+    # Along the circle of latitude, towards the meridian of the origin.
+    torch.testing.assert_close(end[:, 0], start[:, 0])
+    torch.testing.assert_close(end[:, 1], start[:, 1] - 1.2 * start[:, 1].sign())
+    straight = analytic.sphere_line_length(start, 1.2)
+    exact = 1 - analytic.sphere_distance(start, end) / straight
+    torch.testing.assert_close(found.straight_length, straight, rtol=1e-9, atol=0)
+    assert abs(found.mean - exact.mean().item()) < 1e-5
+    assert (found.improvement - exact).abs().max() < 1e-4
+    assert found.mean > 0.005
+    assert found.certified == 1
+
+
+def test_minimal_directions_on_the_sphere_are_meridians():
+    found = study(sphere(), direction="minimal", **DOUBLE)
+    assert torch.equal(found.end[:, 1], found.start[:, 1])
+    torch.testing.assert_close(found.straight_length, torch.full_like(found.length, 0.3 * analytic.SPHERE_RADIUS))
+    assert found.improvement.max() < 1e-9
+
+
+def test_half_plane_steps_towards_the_origin():
+    metric = analytic.half_plane_metric()
+    codes = torch.tensor([[0.5, 4.0], [-1.0, 3.0]], dtype=torch.float64)
+    found = worst_case_improvement(metric, 12, codes=codes, settings=SolverSettings(length_tolerance=1e-7), **DOUBLE)
+    # All directions are maximal; vertical lines and nothing else are geodesics.
+    expected = found.start - found.start / found.start.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found.end, expected)
+    exact = analytic.half_plane_distance(found.start, found.end)
+    torch.testing.assert_close(found.length, exact, rtol=1e-6, atol=0)
+    assert set(found.start_code.tolist()) == {0, 1}
+    assert torch.equal(found.start, codes[found.start_code])
+
+
+def test_affine_generator_has_no_improvement():
+    for direction in ("maximal", "minimal", "random"):
+        found = study(PullbackMetric(analytic.AffineDecoder.random(3)), direction=direction, **DOUBLE)
+        assert found.improvement.max() < 1e-9
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin():
+    metric = PullbackMetric(Decoder(3))
+    for direction, column in (("maximal", -1), ("minimal", 0)):
+        found = study(metric, 50, step_size=0.7, direction=direction)
+        step = (found.end - found.start) / 0.7
+        eigenvector = metric.eigh(found.start)[1][..., column]
+        torch.testing.assert_close((step * eigenvector).sum(-1).abs(), torch.ones(50, dtype=torch.float64))
+        assert ((step * found.start).sum(-1) < 0).all()
+        assert found.improvement.min() >= 0
+
+
+def test_random_directions_are_uniform_but_for_their_sign():
+    found = study(PullbackMetric(Decoder(2)), 400, direction="random", settings=SolverSettings(n_iterations=0))
+    step = found.end - found.start
+    torch.testing.assert_close(step.norm(dim=1), torch.ones(400, dtype=torch.float64))
+    assert ((step * found.start).sum(-1) < 0).all()
+    axial = torch.atan2(step[:, 1], step[:, 0]) % math.pi / math.pi
+    assert scipy.stats.kstest(axial.numpy(), "uniform").pvalue > 0.01
+
+
+def test_starts_are_of_the_prior():
+    # Nothing but the drawing: no iterations, so cheap.
+    found = study(sphere(), 2000, direction="random", settings=SolverSettings(n_iterations=0), **DOUBLE)
+    for column in found.start.T:
+        assert scipy.stats.kstest(column.numpy(), "norm").pvalue > 0.01
+    assert abs(np.corrcoef(found.start.T.numpy())[0, 1]) < 0.08
+    # Neighbouring streams are independent.
+    assert abs(np.corrcoef(found.start[:-1, 0].numpy(), found.start[1:, 0].numpy())[0, 1]) < 0.08
+
+
+def test_a_sample_is_the_same_whatever_is_drawn_beside_it():
+    metric = PullbackMetric(Decoder())
+    whole = study(metric, 23, chunk_size=23)
+    assert torch.equal(whole.index, torch.arange(23))
+    for n, chunk_size in ((23, 5), (23, 1), (9, 4)):
+        part = study(metric, n, chunk_size=chunk_size)
+        assert torch.equal(part.start, whole.start[:n])
+        torch.testing.assert_close(part.end, whole.end[:n], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part.improvement, whole.improvement[:n], rtol=1e-4, atol=1e-8)
+    assert torch.equal(study(metric, 23, direction="random").start, whole.start)
+    assert not torch.equal(study(metric, 23, seed=1).start, whole.start)
+
+
+def test_same_seed_gives_the_same_bits():
+    first, second = (study(PullbackMetric(Decoder(dtype=torch.float32)), 40, chunk_size=7) for _ in range(2))
+    for name, column in first.columns.items():
+        assert np.array_equal(column, second.columns[name]), name
+    assert first.start.dtype == torch.float32
+    assert first.confidence_interval == second.confidence_interval
+
+
+def test_samples_do_not_depend_on_the_precision():
+    coarse, fine = (study(PullbackMetric(Decoder(dtype=dtype)), 30) for dtype in (torch.float32, torch.float64))
+    torch.testing.assert_close(coarse.end.double(), fine.end, rtol=0, atol=1e-4)
+    assert abs(coarse.mean - fine.mean) < 1e-4
+
+
+def test_pairs_of_codes_never_have_identical_ends():
+    codes = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+    found = study(PullbackMetric(Decoder()), 60, direction="pairs", codes=codes)
+    assert torch.equal(found.start, codes[found.start_code])
+    assert torch.equal(found.end, codes[found.end_code])
+    assert (found.straight_length > 0).all()
+    assert set(found.start_code.tolist()) == {0, 1, 2, 3}
+    assert found.settings["step_size"] is None
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU"))])  # fmt: skip
+def test_vae1_is_certified_and_never_longer_than_straight(device):
+    found = study(PullbackMetric(lgi.load_model("vae1", device).decoder), 60, settings=SolverSettings())
+    assert found.certified >= 0.95
+    assert found.improvement.min() >= 0
+    assert found.length.isfinite().all()
+    assert 0.005 < found.mean < 0.1
+    reference = study(PullbackMetric(lgi.load_model("vae1").decoder), 60, settings=SolverSettings(), chunk_size=17)
+    torch.testing.assert_close(found.improvement, reference.improvement, rtol=0, atol=1e-4)
+
+
+MEMORY = """
+import resource, sys, torch
+from types import SimpleNamespace
+from lgi import improvement
+from lgi.metric import PullbackMetric
+def shorten(metric, start, end, settings):
+    one = torch.ones(len(start))
+    names = "straight_length length improvement residual refinement_gain length_error n_control n_rows"
+    return SimpleNamespace(converged=one.bool(), **{name: one for name in names.split()})
+improvement.shorten = shorten
+metric = PullbackMetric(lambda z: torch.cat([z, z.sin(), z.cos()], dim=1), latent_dim=2)
+improvement.worst_case_improvement(metric, 2000, progress=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = improvement.worst_case_improvement(metric, 20000, progress=False)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+columns = sum(column.nbytes for column in found.columns.values())
+print(grown * 1024 / columns)
+"""
+
+
+def test_memory_is_that_of_the_columns():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    # Twice while they are joined, and what the allocator keeps.
+    assert float(done.stdout) < 5
+
+
+# --- directions ------------------------------------------------------------------------------------------------------
+
+
+def random_rotation(d, seed=0):
+    return torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
+
+
+@settings(max_examples=30)
+@given(d=st.integers(1, 5), data=st.data())
+def test_towards_origin_depends_on_the_space_alone(d, data):
+    k = data.draw(st.integers(1, d))
+    seed = data.draw(st.integers(0, 1000))
+    basis = random_rotation(d, seed)[:, :k]
+    z = torch.randn(d, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    v = towards_origin(basis, z)
+    assert abs(v.norm().item() - 1) < 1e-12
+    # In the space, and the best of it: the projection of -z.
+    projection = basis @ (basis.T @ -z)
+    torch.testing.assert_close(v, projection / projection.norm(), rtol=0, atol=1e-9)
+    other = basis @ random_rotation(k, seed + 2)
+    torch.testing.assert_close(towards_origin(other, z), v, rtol=0, atol=1e-9)
+    # Columns that are 0 are none.
+    torch.testing.assert_close(towards_origin(torch.cat([basis, 0 * basis], dim=1), z), v, rtol=0, atol=1e-12)
+
+
+def test_sign_is_fixed_where_the_origin_decides_nothing():
+    diagonal = torch.tensor([1.0, 1.0], dtype=torch.float64) / math.sqrt(2)
+    across = torch.tensor([2.0, -2.0], dtype=torch.float64)
+    for sign in (1, -1):
+        for z in (torch.zeros_like(across), across, across + 1e-12 * diagonal, across - 1e-12 * diagonal):
+            torch.testing.assert_close(towards_origin((sign * diagonal)[:, None], z), diagonal)
+    # The first axis that is not nearly perpendicular, not the longest component by a hair.
+    for e in (1e-9, -1e-9):
+        v = towards_origin(
+            (diagonal * torch.tensor([1 + e, -1 + e], dtype=torch.float64))[:, None], torch.zeros(2).double()
+        )
+        assert v[0] > 0
+        assert v[1] < 0
+    v = towards_origin(torch.tensor([[-1e-7], [-1.0]]).double(), torch.tensor([1.0, 0.0]).double())
+    assert v[1] > 0
+
+
+def test_ends_do_not_depend_on_the_signs_of_lapack():
+    class Flipped(PullbackMetric):
+        def eigh(self, z):
+            eigenvalues, eigenvectors = super().eigh(z)
+            return eigenvalues, -eigenvectors
+
+    decoder = Decoder()
+    assert torch.equal(study(Flipped(decoder)).end, study(PullbackMetric(decoder)).end)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lanczos_equals_eigh(d, dtype):
+    metric = PullbackMetric(Decoder(d, dtype=dtype))
+    z = torch.randn(20, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first = torch.randn(20, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = largest_eigenvectors(metric, z.to(dtype), first)
+    expected = metric.eigh(z.to(dtype))[1][..., -1].double()
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-7
+    assert (1 - (found * expected).sum(-1).abs()).abs().max() < tolerance**2 * 10
+    assert (found.norm(dim=1) - 1).abs().max() < 1e-6
+
+
+def test_lanczos_takes_few_products_and_any_spectrum():
+    d = 300
+    eigenvalues = torch.linspace(0, 1, d, dtype=torch.float64)
+    eigenvalues[0] = 1.5
+    Q = random_rotation(d)
+    calls = 0
+
+    class Counted(ExplicitMetric):
+        def apply(self, z, v):
+            nonlocal calls
+            calls += 1
+            return super().apply(z, v)
+
+    metric = Counted(lambda z: (Q * eigenvalues @ Q.T).expand(len(z), d, d))
+    first = torch.randn(3, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = largest_eigenvectors(metric, torch.zeros(3, d, dtype=torch.float64), first)
+    assert calls < 50
+    torch.testing.assert_close((found @ Q[:, 0]).abs(), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    # Of rank one, exact after two products; of rank none, any direction will do.
+    for scale in (1.0, 0.0):
+        metric = ExplicitMetric(lambda z, scale=scale: scale * torch.outer(Q[0], Q[0]).expand(len(z), d, d))
+        found = largest_eigenvectors(metric, torch.zeros(3, d, dtype=torch.float64), first)
+        assert (found.norm(dim=1) - 1).abs().max() < 1e-9
+        if scale:
+            torch.testing.assert_close((found @ Q[0]).abs(), torch.ones(3, dtype=torch.float64))
+
+
+def test_lanczos_says_when_it_is_not_exact(monkeypatch):
+    d = 150
+    eigenvalues = 1 - 1e-6 * torch.linspace(0, 1, d, dtype=torch.float64) ** 0.5
+    metric = ExplicitMetric(lambda z: torch.diag(eigenvalues).expand(len(z), d, d))
+    first = torch.randn(2, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    monkeypatch.setattr(improvement, "_MOST_PRODUCTS", 5)
+    with pytest.warns(UserWarning, match="2 of 2 maximal eigenvectors are not exact after 5 products"):
+        largest_eigenvectors(metric, torch.zeros(2, d, dtype=torch.float64), first)
+
+
+def test_eigenvectors_are_chosen_by_dimension():
+    still = {"settings": SolverSettings(n_iterations=0), "progress": False}
+    small, large = (PullbackMetric(Decoder(d, width=20)) for d in (8, 80))
+    assert study(small, 3, **still).settings["eigenvectors"] == "eigh"
+    found = study(large, 3, **still)
+    assert found.settings["eigenvectors"] == "lanczos"
+    assert study(large, 3, direction="minimal", **still).settings["eigenvectors"] == "eigh"
+    exact = study(large, 3, eigenvectors="eigh", **still)
+    torch.testing.assert_close(found.end, exact.end, rtol=0, atol=1e-6)
+    forced = study(small, 3, eigenvectors="lanczos", **still)
+    torch.testing.assert_close(forced.end, study(small, 3, **still).end, rtol=0, atol=1e-6)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_samples": 0}, "n_samples as an integer of at least 1, got 0"),
+        ({"n_samples": 10.0}, "n_samples as an integer"),
+        ({"seed": -1}, "seed as an integer of at least 0"),
+        ({"chunk_size": 0}, "chunk_size as an integer of at least 1"),
+        ({"step_size": 0.0}, "positive step_size, got 0.0"),
+        ({"step_size": math.nan}, "positive step_size"),
+        ({"direction": "largest"}, "maximal, minimal, random, pairs, got 'largest'"),
+        ({"eigenvectors": "power"}, "auto, eigh, lanczos"),
+        ({"eigenvectors": "lanczos", "direction": "minimal"}, 'use eigenvectors="eigh"'),
+        ({"direction": "pairs"}, "give codes"),
+        ({"direction": "pairs", "codes": torch.ones(5, 2)}, "no pairs of different points"),
+        ({"codes": torch.ones(5, 3)}, r"metric.latent_dim = 2, codes.shape\[-1\] = 3"),
+        ({"codes": torch.ones(5)}, r"codes \(n_codes, d\), got torch.float32 of shape \(5,\)"),
+        ({"codes": torch.ones(5, 2).long()}, "int64"),
+        ({"codes": torch.tensor([[0.0, math.nan]])}, "1 of 1 codes are NaN"),
+        ({"shard": (0, 2)}, "counted from 1"),
+        ({"shard": (3, 2)}, "1 <= i <= n"),
+        ({"shard": (1, 5), "chunk_size": 500}, "5 shards of 2 chunks"),
+        ({"settings": SolverSettings(starts="graph")}, "needs points"),
+        ({"about": {"model": Decoder()}}, "about to be made of finite numbers"),
+        ({"about": {"std": math.nan}}, "about to be made of finite numbers"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        worst_case_improvement(PullbackMetric(Decoder()), **{"progress": False} | options)
+
+
+def test_bad_metrics():
+    with pytest.raises(TypeError, match="expected a metric"):
+        worst_case_improvement(Decoder())
+    with pytest.raises(ValueError, match="give latent_dim"):
+        worst_case_improvement(PullbackMetric(lambda z: z.repeat(1, 3)))
+    assert len(study(PullbackMetric(lambda z: z.repeat(1, 3)), 2, latent_dim=2)) == 2
+    holed = PullbackMetric(lambda z: torch.where(z.abs() > 2, torch.nan, z).repeat(1, 3), latent_dim=2)
+    with pytest.raises(ValueError, match=r"samples \d+ to \d+: .*(NaN|finite)"):
+        study(holed, 100, chunk_size=10)
+
+
+def test_lines_of_length_zero_are_left_out():
+    # Constant where the first coordinate is negative, whichever way a step leads from there.
+    metric = PullbackMetric(lambda z: torch.nn.functional.relu(z[:, :1]) * torch.ones(1, 4).to(z), latent_dim=2)
+    found = study(metric, 60, direction="random", step_size=0.01, settings=SolverSettings(n_iterations=5), **DOUBLE)
+    undefined = ~found.defined
+    assert 15 < undefined.sum() < 45
+    assert (found.straight_length[undefined] == 0).all()
+    assert found.improvement.isfinite().all()
+    assert found.mean == found.improvement[found.defined].mean()
+    assert f"{undefined.sum()} left out" in str(found)
+    flat = study(PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1), 3, latent_dim=2)
+    with pytest.raises(ValueError, match="all 3 samples have length 0"):
+        _ = flat.mean
+    assert "none with an improvement" in str(flat)
+
+
+# --- two models ------------------------------------------------------------------------------------------------------
+
+
+def pairs(n=12, d=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+def test_a_model_equals_itself():
+    metric, ends = PullbackMetric(Decoder()), pairs()
+    found = compare_models(metric, metric, *ends, *ends, threshold=0.0, settings=QUICK)
+    assert torch.equal(found.difference, torch.zeros(12, dtype=torch.float64))
+    assert found.comparable.all()
+    assert found.improvement_a.max() > 0.01
+    assert found.mean_difference == 0
+    assert found.confidence_interval == (0, 0)
+    assert found.signed_rank == (0, 1)
+    assert found.rank_correlation.statistic == pytest.approx(1)
+    assert torch.equal(found.order, torch.arange(12))
+
+
+def test_rotated_latent_space_and_scaled_output_change_nothing():
+    decoder, (start, end), R = Decoder(3), pairs(d=3), random_rotation(3)
+    exact = SolverSettings(tolerance=1e-4, progress=False)
+    other = PullbackMetric(lambda z: 7 * decoder(z @ R))
+    found = compare_models(
+        PullbackMetric(decoder), other, start, end, start @ R.T, end @ R.T, threshold=1e-4, settings=exact
+    )
+    torch.testing.assert_close(found.improvement_a, found.improvement_b, rtol=0, atol=1e-4)
+    torch.testing.assert_close(7 * found.straight_length_a, found.straight_length_b, rtol=1e-9, atol=0)
+    assert found.comparable.all()
+    assert found.converged_a.all()
+    assert found.converged_b.all()
+
+
+def test_permutation_of_pairs_permutes_the_result():
+    a, b = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1))
+    first, second, order = pairs(), pairs(seed=1), torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    plain = compare_models(a, b, *first, *second, settings=QUICK)
+    mixed = compare_models(a, b, *(x[order] for x in (*first, *second)), settings=QUICK)
+    for name in ("improvement_a", "improvement_b", "length_a", "length_b", "difference"):
+        torch.testing.assert_close(getattr(mixed, name), getattr(plain, name)[order], rtol=1e-6, atol=1e-9)
+    assert torch.equal(order[mixed.order], plain.order)
+    assert mixed.signed_rank.p_value == pytest.approx(plain.signed_rank.p_value)
+
+
+def test_models_may_differ_in_everything():
+    a, b = PullbackMetric(Decoder()), PullbackMetric(Decoder(5, seed=1, dtype=torch.float32))
+    start, end = (x.float() for x in pairs(d=5, seed=1))
+    found = compare_models(a, b, *pairs(), start, end, 0.05, settings=QUICK, settings_b=SolverSettings(n_iterations=0))
+    assert found.improvement_b.max() == 0  # without iterations, the line stays as it is
+    difference = found.improvement_a.double() - found.improvement_b.double()
+    assert torch.equal(found.difference, difference)
+    assert torch.equal(found.comparable, difference.abs() <= 0.05)
+    assert 0 < found.comparable.sum() < 12
+    assert (difference.abs()[found.order].diff() >= 0).all()
+    with pytest.raises(ValueError, match="no rank correlation"):
+        _ = found.rank_correlation
+
+
+def test_threshold_may_be_relative():
+    a, b, first, second = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1)), pairs(), pairs(seed=1)
+    found = compare_models(a, b, *first, *second, threshold=0.88, relative=True, settings=QUICK)
+    x, y = found.improvement_a, found.improvement_b
+    assert torch.equal(found.comparable, (x - y).abs() <= 0.88 * torch.maximum(x, y))
+    assert not torch.equal(found.comparable, (x - y).abs() <= 0.88 * torch.minimum(x, y))
+    assert 0 < found.comparable.sum() < 12
+    # Where neither model improves anything, they agree.
+    affine = PullbackMetric(analytic.AffineDecoder.random())
+    assert compare_models(affine, affine, *first, *first, 0.0, relative=True, settings=QUICK).comparable.all()
+
+
+def test_paired_statistics():
+    found = compare_models(
+        PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1)), *pairs(40), *pairs(40, seed=1), settings=QUICK
+    )
+    x, y = found.improvement_a.numpy(), found.improvement_b.numpy()
+    assert found.mean_difference == pytest.approx((x - y).mean())
+    assert (x > y).any()
+    assert (x < y).any()
+    assert (np.diff(np.abs(x - y)[found.order]) >= 0).all()
+    low, high = found.confidence_interval
+    half_width = 1.96 * (x - y).std(ddof=1) / math.sqrt(40)
+    assert low == pytest.approx(found.mean_difference - half_width, abs=0.4 * half_width)
+    assert high == pytest.approx(found.mean_difference + half_width, abs=0.4 * half_width)
+    assert found.signed_rank.p_value == pytest.approx(scipy.stats.wilcoxon(x, y).pvalue)
+    assert found.rank_correlation.statistic == pytest.approx(
+        np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1]
+    )
+
+
+def test_bad_comparisons():
+    metric, (start, end) = PullbackMetric(Decoder()), pairs()
+    same = end.clone()
+    same[[3, 7]] = start[[3, 7]]
+    with pytest.raises(ValueError, match="model a: pairs 3, 7 have identical end points"):
+        compare_models(metric, metric, start, same, start, end)
+    with pytest.raises(ValueError, match="model b: pairs 3, 7 have identical end points"):
+        compare_models(metric, metric, start, end, start, same)
+    flat = PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1)
+    with pytest.raises(ValueError, match=r"model b: pairs 0, 1, .* and 2 more have end points without a distance"):
+        compare_models(metric, flat, start, end, start, end, settings=QUICK)
+    with pytest.raises(ValueError, match=r"start_b as codes .* like start_a \(12, 2\), got \(5, 2\)"):
+        compare_models(metric, metric, start, end, start[:5], end[:5])
+    with pytest.raises(ValueError, match="start_a as codes"):
+        compare_models(metric, metric, start[0], end[0], start[0], end[0])
+    with pytest.raises(ValueError, match="got a list"):
+        compare_models(metric, metric, start, end, start, end.tolist())
+    with pytest.raises(ValueError, match=r"model b: expected start and end of one shape"):
+        compare_models(metric, metric, start, end, start, end[:, :1])
+    with pytest.raises(ValueError, match="threshold"):
+        compare_models(metric, metric, start, end, start, end, -0.1)
+    with pytest.raises(TypeError, match="expected a metric"):
+        compare_models(Decoder(), metric, start, end, start, end)
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path, capsys):
+    options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "5", "--device", "cpu"]
+    options += ["--seed", "3", "--out", str(tmp_path)]
+    # In a process of its own: the module must not be imported twice, nor warn of anything.
+    command = [sys.executable, "-W", "error", "-m", "lgi.improvement", *options, "--shard", "1/2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mean relative improvement" in done.stdout
+    assert main([*options, "--shard", "2/2"]) == 0
+    assert main(["merge", *map(str, tmp_path.glob("shard_*")), "--out", str(tmp_path)]) == 0
+    merged = lgi.load_study(tmp_path)
+    assert str(merged) in capsys.readouterr().out
+    metric = PullbackMetric(lgi.load_model("vae2").decoder)
+    expected = study(metric, 6, seed=3, chunk_size=2, settings=SolverSettings(n_control=5))
+    assert torch.equal(merged.start, expected.start)
+    torch.testing.assert_close(merged.length, expected.length, rtol=1e-4, atol=0)
+    assert merged.settings["about"] == {"model": "vae2", "std": "rbf", "feature_map": None}
+    # A second call reads; one of another study is refused.
+    assert main([*options, "--shard", "2/2"]) == 0
+    with pytest.raises(SystemExit) as refusal:
+        main([*options, "--shard", "2/2", "--step-size", "2"])
+    assert refusal.value.code == 2
+    assert "step_size is 1.0, not 2.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vae1"], "--out"),
+        (["--model", "vae9", "--out", "x"], "invalid choice: 'vae9'"),
+        (["--model", "vae1", "--out", "x", "--shard", "3of4"], "I/N"),
+        (["--model", "vae1", "--out", "x", "--shard", "4/3"], "I/N"),
+        (["--model", "vae1", "--out", "x", "--shard", "1/3"], "3 shards of 2 chunks"),
+        (["--model", "vae1", "--out", "x", "--samples", "0"], "n_samples"),
+        (["--model", "vae1", "--out", "x", "--n-control", "2"], "n_control"),
+        (["--model", "vae1", "--out", "x", "--device", "abacus"], "abacus"),
+        (["merge", "nowhere", "--out", "x"], "nowhere"),
+        (["merge", "--out", "x"], "SHARD"),
+    ],
+)
+def test_command_line_refuses(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+    assert refusal.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_options_reach_the_study(tmp_path, capsys):
+    options = ["--model", "vae1", "--samples", "2", "--n-control", "4", "--quiet", "--device", "cpu"]
+    more = ["--std", "constant", "--feature-map", "logits", "--direction", "pairs"]
+    assert main([*options, *more, "--out", str(tmp_path / "a")]) == 0
+    found = lgi.load_study(tmp_path / "a")
+    assert found.settings["about"] == {"model": "vae1", "std": "constant", "feature_map": "logits"}
+    assert torch.equal(found.end, lgi.load_codes("vae1").z[found.end_code])
+    feature_map = lgi.load_model("logistic_regression", output="logits")
+    metric = PullbackMetric(lgi.load_model("vae1", std="constant").decoder, feature_map)
+    straight = lgi.curve_length(metric, lgi.CubicBSpline.line(found.start, found.end))
+    torch.testing.assert_close(found.straight_length, straight, rtol=1e-3, atol=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    calls = 0
+    real = improvement.shorten
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(improvement, "shorten", interrupted)
+    options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main([*options, "--out", str(tmp_path)])
+    assert stop.value.code == 130
+    assert "interrupted with 2 samples" in capsys.readouterr().err
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    assert lgi.load_study(tmp_path).complete
+
+
+def test_command_line_takes_the_generator_of_the_gan(tmp_path, monkeypatch):
+    gan = SimpleNamespace(generator=Decoder(dtype=torch.float32))
+    monkeypatch.setattr(improvement.zoo, "load_model", lambda name, device: {"gan": gan}[name])
+    options = ["--model", "gan", "--samples", "2", "--n-control", "4", "--quiet", "--device", "cpu"]
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    found = lgi.load_study(tmp_path)
+    assert torch.equal(found.end, study(PullbackMetric(gan.generator), 2).end)
+    assert found.settings["about"] == {"model": "gan", "std": None, "feature_map": None}

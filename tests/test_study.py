@@ -1,0 +1,359 @@
+"""Studies on disk: statistics, files, interruptions of any kind, shards."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+import safetensors.numpy
+import torch
+from torch import nn
+
+from lgi import artifacts, improvement, study
+from lgi.geodesic import SolverSettings
+from lgi.improvement import worst_case_improvement
+from lgi.metric import PullbackMetric
+from lgi.study import bootstrap_interval, load_study, merge_studies
+
+
+class Generator(nn.Module):
+    latent_dim = 2
+
+    def __init__(self, radius=1.0):
+        super().__init__()
+        self.radius = nn.Parameter(torch.tensor(radius, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, z):
+        return self.radius * torch.cat([z.sin(), z.cos(), z.square()], dim=1)
+
+
+METRIC = PullbackMetric(Generator())
+
+
+@pytest.fixture
+def quick_solver(monkeypatch):
+    """A stand-in for `lgi.shorten` where its results do not matter, only that each sample has its own."""
+
+    def shorten(metric, start, end, settings):
+        straight = (end - start).norm(dim=1) + start.norm(dim=1)
+        length = straight * (1 - torch.exp(-start[:, 0].abs()) / 5)
+        zero = torch.zeros_like(straight)
+        return SimpleNamespace(
+            straight_length=straight, length=length, improvement=1 - length / straight, converged=start[:, 1] < 1,
+            residual=zero, refinement_gain=zero, length_error=zero, n_control=zero.long() + 4, n_rows=zero + 100,
+        )  # fmt: skip
+
+    monkeypatch.setattr(improvement, "shorten", shorten)
+    monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
+
+
+def run(folder=None, n=50, metric=METRIC, **options):
+    return worst_case_improvement(metric, n, folder=folder, **{"chunk_size": 10, "progress": False} | options)
+
+
+def contents(folder):
+    """What is in a folder, but for dates and seconds."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stem != "provenance"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def same(a, b):
+    assert a.columns.keys() == b.columns.keys()
+    assert all(np.array_equal(column, b.columns[name]) for name, column in a.columns.items())
+    assert a.settings == b.settings
+
+
+# --- statistics and files --------------------------------------------------------------------------------------------
+
+
+def test_statistics(quick_solver):
+    found = run(n=400)
+    x = found.improvement.numpy()
+    assert found.mean == pytest.approx(x.mean())
+    assert found.std == pytest.approx(x.std(ddof=1))
+    assert found.quantiles == {q: pytest.approx(np.quantile(x, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+    assert found.certified == pytest.approx((found.start[:, 1] < 1).double().mean().item())
+    assert 0.5 < found.certified < 1
+    half_width = 1.96 * x.std(ddof=1) / math.sqrt(400)
+    low, high = found.confidence_interval
+    assert (low, high) == pytest.approx((found.mean - half_width, found.mean + half_width), abs=0.15 * half_width)
+    for text in (f"{found.mean:.2%}", f"{low:.2%}", "400 of 400 samples"):
+        assert text in str(found)
+
+
+def test_bootstrap_of_one_and_of_equal_values():
+    assert bootstrap_interval(np.array([0.3])) == (0.3, 0.3)
+    assert bootstrap_interval(np.full(7, 0.25)) == (0.25, 0.25)
+
+
+def test_interval_covers_the_mean():
+    draws = np.random.default_rng(0).exponential(size=(60, 200))
+    intervals = np.array([bootstrap_interval(x) for x in draws])
+    covered = ((intervals[:, 0] < 1) & (intervals[:, 1] > 1)).mean()
+    assert 0.85 < covered < 1
+
+
+def test_pandas_reads_a_study_in_one_line(tmp_path, quick_solver):
+    found = run(tmp_path)
+    table = pandas.DataFrame(safetensors.numpy.load_file(tmp_path / "study.safetensors"))
+    assert len(table) == 50
+    assert {"index", "start_0", "start_1", "end_0", "end_1", "straight_length", "improvement", "converged"} <= {*table}
+    assert table.improvement.mean() == pytest.approx(found.mean)
+    assert table.converged.dtype == bool
+    np.testing.assert_array_equal(table[["end_0", "end_1"]].to_numpy(), found.end.numpy())
+    in_memory = pandas.DataFrame(found.columns)
+    pandas.testing.assert_frame_equal(table[[*in_memory]], in_memory)
+
+
+def test_saved_and_loaded(tmp_path, quick_solver):
+    codes = torch.rand(20, 2, dtype=torch.float64)
+    found = run(direction="pairs", codes=codes, about={"who": ("me", 1)})
+    found.save(tmp_path / "mine")
+    for path in (tmp_path / "mine", str(tmp_path / "mine.safetensors"), tmp_path / "mine.json"):
+        same(load_study(path), found)
+    assert load_study(tmp_path / "mine").start_code.dtype == torch.int64
+    record = artifacts.load(tmp_path / "mine", name="study").record
+    assert record["mean"] == found.mean
+    assert record["confidence_interval"] == list(found.confidence_interval)
+
+
+def test_nothing_to_load(tmp_path, quick_solver):
+    with pytest.raises(ValueError, match="no study"):
+        load_study(tmp_path)
+    with pytest.raises(ValueError, match=r"no study .*nowhere"):
+        load_study(tmp_path / "nowhere")
+    run(tmp_path / "shard_1_of_2", shard=(1, 2))
+    with pytest.raises(ValueError, match=r"holds shards, for lgi\.merge_studies"):
+        load_study(tmp_path)
+    (tmp_path / "shard_1_of_2" / "study.safetensors").write_bytes(b"cut")
+    with pytest.raises(artifacts.ArtifactError, match="truncated or was edited"):
+        load_study(tmp_path / "shard_1_of_2")
+
+
+# --- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def test_folder_changes_nothing(tmp_path, quick_solver):
+    same(run(tmp_path), run())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{suffix}" for name in ("study", "provenance") for suffix in ("json", "safetensors")
+    }
+    kept = artifacts.load(tmp_path / "provenance", name="study provenance")
+    assert kept.tensors["chunk"].tolist() == [0, 1, 2, 3, 4]
+    assert kept.record["seconds"] == pytest.approx(kept.tensors["seconds"].sum().item())
+    assert kept.record["sessions"][0]["versions"]["torch"]
+
+
+def test_finished_study_is_read_not_computed(tmp_path, quick_solver, monkeypatch):
+    found = run(tmp_path)
+    before = contents(tmp_path)
+    monkeypatch.setattr(improvement, "shorten", None)
+    same(run(tmp_path), found)
+    assert contents(tmp_path) == before
+
+
+def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
+    real, calls = improvement.shorten, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(improvement, "shorten", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    partial, whole = load_study(tmp_path), run()
+    assert not partial.complete
+    assert (len(partial), partial.n_samples) == (20, 50)
+    assert "20 of 50 samples" in str(partial)
+    for name, column in partial.columns.items():
+        assert np.array_equal(column, whole.columns[name][:20])
+    assert partial.mean == pytest.approx(whole.improvement[:20].mean().item())
+    same(run(tmp_path), whole)
+    assert load_study(tmp_path).complete
+
+
+class Killed(BaseException):
+    """Ends a run at once."""
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_a_run_killed_at_any_write_ends_the_same(tmp_path, quick_solver, monkeypatch, done):
+    whole = tmp_path / "whole"
+    run(whole, 30)
+    expected, real, moment = contents(whole), artifacts.os.replace, -1
+    survived = False
+    while not survived:
+        moment += 1
+        left, folder = [moment], tmp_path / f"{moment}"
+
+        def replacing(*arguments, left=left):
+            left[0] -= 1
+            if left[0] >= 0:
+                return real(*arguments)
+            if done:
+                real(*arguments)
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(artifacts.os, "replace", replacing)
+            try:
+                run(folder, 30)
+                survived = True
+            except Killed:
+                pass
+        run(folder, 30)
+        assert contents(folder) == expected, moment
+    # Three chunks, study and provenance, two files each.
+    assert moment == 10
+
+
+SIGKILL = """
+import os, random, signal, sys, time
+from pathlib import Path
+import scipy.stats  # imported once, here
+import torch
+torch.set_num_threads(1)
+from lgi.geodesic import SolverSettings
+from lgi.improvement import worst_case_improvement
+from lgi.metric import PullbackMetric
+metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
+quick = SolverSettings(n_control=4, n_iterations=3)
+def forked(folder):
+    child = os.fork()
+    if not child:
+        worst_case_improvement(metric, 120, settings=quick, chunk_size=8, folder=folder, progress=False)
+        os._exit(0)
+    return child
+worst_case_improvement(metric, 8, settings=quick, progress=False)
+begin = time.monotonic()
+assert os.waitpid(forked(sys.argv[1]), 0)[1] == 0
+chunk = (time.monotonic() - begin) / 15
+moments = random.Random(0)
+for n_chunks in (0, 2, 5, 8, 11):
+    child = forked(sys.argv[2])
+    while len([*Path(sys.argv[2]).glob("chunks/*.json")]) < n_chunks:
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0, chunk))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+assert os.waitpid(forked(sys.argv[2]), 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_kill_minus_nine(tmp_path):
+    command = [sys.executable, "-c", SIGKILL, tmp_path / "whole", tmp_path / "killed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = contents(tmp_path / "whole")
+    assert set(whole) == {"study.json", "study.safetensors"}
+    assert contents(tmp_path / "killed") == whole
+
+
+# --- another study in the folder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "seed is 0, not 1"),
+        ({"n": 60}, "n_samples is 50, not 60"),
+        ({"step_size": 0.5}, "step_size is 1.0, not 0.5"),
+        ({"direction": "minimal"}, "direction is 'maximal', not 'minimal'"),
+        ({"chunk_size": 5}, "chunk_size is 10, not 5"),
+        ({"shard": (1, 2)}, r"shard is None, not \[1, 2\]"),
+        ({"settings": SolverSettings(n_control=7)}, "solver: n_control is 20, not 7"),
+        ({"dtype": torch.float32}, "dtype is 'float64', not 'float32'"),
+        ({"about": {"model": "x"}}, "about: model is None, not 'x'"),
+        ({"metric": PullbackMetric(Generator(1.01))}, "parameters of the metric differ; speeds in the metric differ"),
+        ({"metric": PullbackMetric(lambda z: METRIC.generator(2 * z) / 2, latent_dim=2), "dtype": torch.float64},
+         "speeds in the metric differ"),
+        ({"codes": torch.ones(3, 2)}, "codes differ"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_study_is_refused(tmp_path, quick_solver, options, message, finished):
+    if finished:
+        run(tmp_path)
+    else:
+        unfinished(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message) as refusal:
+        run(tmp_path, **options)
+    assert str(tmp_path) in str(refusal.value)
+    assert contents(tmp_path) == before
+
+
+def unfinished(folder):
+    """Leave two chunks of five."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    for path in (folder / "chunks").glob("00000[234]*"):
+        path.unlink()
+
+
+def test_rounding_of_another_machine_is_the_same_study(tmp_path, quick_solver):
+    unfinished(tmp_path)
+    run(tmp_path, metric=PullbackMetric(Generator(1 + 1e-7)))
+    same(load_study(tmp_path), run())
+
+
+def test_what_changes_no_result_may_change(tmp_path, quick_solver):
+    unfinished(tmp_path)
+    run(tmp_path, settings=SolverSettings(chunk_size=3, progress=False), progress=True)
+    same(load_study(tmp_path), run())
+
+
+def test_damaged_chunk_is_refused(tmp_path, quick_solver):
+    unfinished(tmp_path)
+    (tmp_path / "chunks" / "000001.safetensors").write_bytes(b"cut")
+    with pytest.raises(artifacts.ArtifactError, match=r"000001.safetensors is truncated"):
+        run(tmp_path)
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_shards_make_the_same_file(tmp_path, n):
+    options = {"metric": PullbackMetric(Generator()), "n": 47, "settings": SolverSettings(n_control=5)}
+    run(tmp_path / "whole", **options)
+    shards = [run(tmp_path / f"{i}", shard=(i, n), **options) for i in range(1, n + 1)]
+    assert sum(len(shard) for shard in shards) == 47
+    merge_studies([tmp_path / f"{i}" for i in range(n, 0, -1)]).save(tmp_path / "merged" / "study")
+    assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
+    same(merge_studies(shards), load_study(tmp_path / "whole"))
+
+
+def test_shards_that_do_not_make_a_study(tmp_path, quick_solver):
+    one, two, three = (run(tmp_path / f"{i}", shard=(i, 3)) for i in (1, 2, 3))
+    assert len(merge_studies([one, two, three])) == 50
+    with pytest.raises(ValueError, match="got none"):
+        merge_studies([])
+    with pytest.raises(ValueError, match="of 3 shards, these are missing: 1, 3"):
+        merge_studies([tmp_path / "2"])
+    with pytest.raises(ValueError, match=r"shard 1/3 is there twice: study 1 and .*1"):
+        merge_studies([one, tmp_path / "1", two])
+    with pytest.raises(ValueError, match="study 2 is no shard"):
+        merge_studies([one, run()])
+    with pytest.raises(ValueError, match="study 1 is one of 3 shards, study 2 one of 2"):
+        merge_studies([one, run(shard=(2, 2))])
+    with pytest.raises(ValueError, match="study 1 and study 3 are shards of different studies: seed is 0, not 4"):
+        merge_studies([one, two, run(shard=(3, 3), seed=4)])
+    with pytest.raises(ValueError, match="different studies: parameters of the metric differ"):
+        merge_studies([one, two, run(shard=(3, 3), metric=PullbackMetric(Generator(0.5)))])
+    cut = replace(three, **{name: getattr(three, name)[:10] for name in study._FIELDS if "code" not in name})
+    with pytest.raises(ValueError, match="study 3, shard 3/3, has 10 of 20 samples: finish it first"):
+        merge_studies([one, two, cut])
+    near = run(shard=(3, 3), metric=PullbackMetric(Generator(1 + 1e-7)))
+    assert merge_studies([one, two, near]).settings == run().settings

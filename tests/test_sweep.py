@@ -1,0 +1,59 @@
+"""notebooks/sweeps/Snakefile on one machine: shards, merging, and notebook 04 on the result once there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lgi
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = next((ROOT / "notebooks").glob("04_*.ipynb"), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="snakemake is not installed"),
+]
+
+
+def sweep(folder, *config):
+    command = [sys.executable, "-m", "snakemake", "-s", ROOT / "notebooks" / "sweeps" / "Snakefile", "--cores", "1"]
+    # From a directory that is neither the repository nor the folder of runs.
+    return subprocess.run(
+        [*map(str, command), "--config", "models=[vae2]", "seeds=[3]", "step_sizes=[0.5]", *config],
+        cwd=folder,
+        env=os.environ | {"LGI_RUNS": str(folder / "the runs")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_two_shards_are_merged(tmp_path):
+    done = sweep(tmp_path, "samples=6", "chunk_size=3", "shards=2", "options=--n-control 5", "notebook=False")
+    assert done.returncode == 0, done.stdout + done.stderr
+    merged = lgi.load_study(tmp_path / "the runs" / "sweep_vae2_seed3_step0.5")
+    assert merged.complete
+    assert merged.index.tolist() == [0, 1, 2, 3, 4, 5]
+    kept = {name: merged.settings[name] for name in ("seed", "step_size", "shard", "about")}
+    about = {"model": "vae2", "std": "rbf", "feature_map": None}
+    assert kept == {"seed": 3, "step_size": 0.5, "shard": None, "about": about}
+    assert merged.settings["solver"]["n_control"] == 5
+
+
+def test_unknown_config_is_refused(tmp_path):
+    done = sweep(tmp_path, "sample=6")
+    assert done.returncode != 0
+    assert "unknown config sample; known are name, models" in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(NOTEBOOK is None, reason="there is no notebook 04 yet")
+def test_notebook_runs_on_the_merged_study(tmp_path):
+    done = sweep(tmp_path, "samples=40", "chunk_size=20", "shards=2", "params=smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "the runs" / "sweep_vae2_seed3_step0.5"
+    assert (run / NOTEBOOK.name).exists()
+    assert (run / "results" / f"{NOTEBOOK.stem}.json").exists()
