@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -51,7 +51,7 @@ class SolverSettings:
     n_neighbours : int
         Neighbours that each point of the graph is joined to.
     chunk_size : int, optional
-        Curves worked on at a time; by default as many as fit a bounded memory.
+        Curves worked on at a time; by default as many as fit a bounded memory. On a CPU, results do not depend on it.
     seed : int
         Of the bent curves. Those of pair ``i`` depend on (seed, i) alone.
     progress : bool, optional
@@ -119,6 +119,13 @@ class _Grid:
         elements = values.unfold(1, self.degree + 1, self.degree)
         scale = 2 / self.width[:, None, None].to(values)
         return (elements @ self.difference.T.to(values) * scale).mT.flatten(1, 2)
+
+    @cached_property
+    def amplification(self) -> float:
+        """Root mean square of the derivatives of values that are independent and of size 1."""
+        assert self.difference is not None
+        of_rows = self.difference.square().sum(1) * (2 / self.width[:, None]).square()
+        return math.sqrt(float(self.weights @ of_rows.flatten()))
 
     def highest(self, derivatives: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (c, n_elements) in the highest mode and in the one below it, of derivatives (c, q, m)."""
@@ -220,6 +227,7 @@ class _Sample:
     length: Tensor  # (c,)
     tail: Tensor  # (c,), share of the energy in the highest mode: how well the grid resolves the curve
     length_tail: Tensor  # (c,), what the highest mode may add to the length
+    noise: Tensor  # (c,), what rounding may add to it
     z_gradient: Tensor | None = None  # (c, n, d): the energy changes by <z_gradient, dz> + <v_gradient, dv>
     v_gradient: Tensor | None = None
     # What the second derivatives of the energy take, of the embedding and of the rest: see `_Problem.hessian`.
@@ -253,6 +261,26 @@ class _Sample:
 _SECOND_ORDER = ("gram", "bend", "rest_gram", "rest_bend")
 
 
+def _evenly(function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Values of a function of points at tensors (c, n, d), which it is given in full vectors of the processor.
+
+    The last points of a batch that fill no vector are rounded in another way, and by a discrete choice (to go on, to
+    refine) that would make the length of a curve depend on those it is looked for with.
+    """
+    leading = tensors[0].shape[:2]
+    n = leading.numel()
+    rows = [x.flatten(0, 1) for x in tensors]
+    rows = [torch.cat([x, x[-1:].expand(-n % _VECTOR, -1)]) for x in rows]
+    values = function(*rows)
+    if isinstance(values, Tensor):
+        return values[:n].unflatten(0, leading)
+    return tuple(value[:n].unflatten(0, leading) for value in values)
+
+
+# Points: whatever their number of values is, these fill whole vectors (AVX-512, float32).
+_VECTOR = 16
+
+
 class _Problem:
     """A metric, what it offers, and how it is best evaluated.
 
@@ -267,8 +295,12 @@ class _Problem:
         self.d = point.shape[-1]
         self.embedded, self.rest = metric.split(point)
         self.n_values = self.d if self.embedded is None else self.embedded.embed(point[None]).shape[-1]
-        # Values (CPU) whose intermediate results stay in the cache.
-        self.budget = 1 << 19 if self.device.type == "cpu" else 1 << 25
+        # Values (CPU) whose intermediate results stay in the cache; no more than a metric takes at a time.
+        self.budget = 1 << 18 if self.device.type == "cpu" else 1 << 24
+
+    def rounded(self, control: Tensor) -> Tensor:
+        """Control points as they are handed out: what is certified must be the same."""
+        return control.to(self.dtype).double()
 
     def grid(self, knots: Tensor, degree: int, pieces: int = 1) -> _Grid:
         """Grid with ``degree * pieces`` nodes a span."""
@@ -292,15 +324,20 @@ class _Problem:
         names = [name for name, value in vars(parts[0]).items() if value is not None]
         return _Sample(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
+    def tensor(self, z: Tensor) -> Tensor:
+        """Metric at points (c, n, d), in float64."""
+        n_curves = max(1, self.budget // (z.shape[1] * self.n_values))
+        return torch.cat([_evenly(self.metric.tensor, part) for part in z.to(self.dtype).split(n_curves)]).double()
+
     def _sample(self, grid: _Grid, knots: Tensor, control: Tensor, order: int) -> _Sample:
         B, dB = self.basis(grid, knots)
         z, v = (B @ control).to(self.dtype), (dB @ control).to(self.dtype)
         weights = grid.weights.to(self.device)
         s = weights.new_zeros(len(control), len(weights))
-        tail = length_tail = s[:, 0]
+        tail = length_tail = noise = s[:, 0]
         derivatives: dict[str, Tensor] = {}
         if self.embedded is not None:
-            s, highest, below, derivatives = self._embedded_speed(self.embedded, grid, z, order)
+            s, highest, below, noise, derivatives = self._embedded_speed(self.embedded, grid, z, order)
         if self.rest is not None:
             r, of_rest = self._rest_speed(self.rest, grid, z, v, order)
             s = s + r[:, grid.node.to(self.device)]
@@ -317,27 +354,29 @@ class _Problem:
             whole = (s.clamp_min(0) * weights).unflatten(1, (highest.shape[1], -1)).sum(-1)
             share = oscillation / (whole.sqrt() + oscillation.sqrt()).clamp_min(tiny)
             length_tail = share @ grid.width.to(self.device).sqrt()
-        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, length_tail, **derivatives)
+            # As for an oscillation, of the derivative that rounded values have.
+            noise = noise.square() / (energy.clamp_min(0).sqrt() + noise).clamp_min(tiny)
+        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, length_tail, noise, **derivatives)
 
     def _embedded_speed(
         self, metric: Metric, grid: _Grid, z: Tensor, order: int
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Squared speed (c, q) of what is embedded, its highest modes, see `_Grid.highest`, and derivatives."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Squared speed (c, q) of what is embedded, its highest modes (`_Grid.highest`), its noise, and derivatives."""
         w = grid.weights.to(self.device, self.dtype)
         found = {}
         # Differences to the first value lose less to rounding, and are 0 where the generator is constant.
         if order == 1:
             with torch.enable_grad():
-                h = metric.embed(z.requires_grad_())
+                h = _evenly(metric.embed, z.requires_grad_())
                 change = grid.derivatives(h - h[:, :1])
                 (gradient,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), z)
             change = change.detach()
             found["z_gradient"] = gradient.double()
         elif order == 0:
-            h = metric.embed(z)
+            h = _evenly(metric.embed, z)
             change = grid.derivatives(h - h[:, :1])
         else:
-            h, columns = metric.linearise(z)
+            h, columns = _evenly(metric.linearise, z)
             change = grid.derivatives(h - h[:, :1])
             force = 2 * (_whole(grid).to(change).T @ (w[:, None] * change))
             gradient = (columns @ force[..., None])[..., 0]
@@ -346,19 +385,20 @@ class _Problem:
             found["gram"] = (flat @ flat.mT).double().unflatten(2, z.shape[1:]).unflatten(1, z.shape[1:])
             found["bend"] = self._bend(metric, z, force, gradient) / grid.nodal_weights.to(self.device)[:, None, None]
         highest, below = (x.double() for x in grid.highest(change))
-        return change.square().sum(-1).double(), highest, below, found
+        noise = _ROUNDING * torch.finfo(self.dtype).eps * torch.linalg.vector_norm(h[:, 0].detach(), dim=-1).double()
+        return change.square().sum(-1).double(), highest, below, noise * grid.amplification, found
 
     def _rest_speed(
         self, metric: Metric, grid: _Grid, z: Tensor, v: Tensor, order: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared speed (c, n) of what is not embedded, and derivatives."""
         if order == 0:
-            return metric.squared_speed(z, v).double(), {}
+            return _evenly(metric.squared_speed, z, v).double(), {}
         nodal = grid.nodal_weights.to(self.device)[:, None]
-        s, dz, dv = metric.squared_speed_and_gradient(z.detach(), v)
+        s, dz, dv = _evenly(metric.squared_speed_and_gradient, z.detach(), v)
         found = {"z_gradient": nodal * dz.double(), "v_gradient": nodal * dv.double()}
         if order == 2:
-            found["rest_gram"] = metric.tensor(z).double()
+            found["rest_gram"] = _evenly(metric.tensor, z).double()
             found["rest_bend"] = self._speed_bend(metric, z, v, dz, dv)
         return s.double(), found
 
@@ -375,7 +415,7 @@ class _Problem:
         for moved, step in self._shifted(z):
             with torch.enable_grad():
                 leaf = moved.requires_grad_()
-                (gradient,) = torch.autograd.grad(metric.embed(leaf), leaf, force)
+                (gradient,) = torch.autograd.grad(_evenly(metric.embed, leaf), leaf, force)
             columns.append((gradient - pulled).double() / step)
         bend = torch.stack(columns, dim=-1)
         return (bend + bend.mT) / 2
@@ -384,13 +424,37 @@ class _Problem:
         """Second derivatives of the squared speed by ``z, z`` and by ``v, z`` (c, n, 2 d, d)."""
         columns = []
         for moved, step in self._shifted(z):
-            _, dz, dv = metric.squared_speed_and_gradient(moved, v)
+            _, dz, dv = _evenly(metric.squared_speed_and_gradient, moved, v)
             columns.append(torch.cat([dz - z_gradient, dv - v_gradient], dim=-1).double() / step)
         return torch.stack(columns, dim=-1)
 
+    def across(self, grid: _Grid, sample: _Sample, velocity: Tensor, M: Tensor) -> _Sample:
+        """Sample whose gradient is without what moves points along their curve, which leaves the length as it is.
+
+        At constant speed it is the gradient of the length, in the units of the energy's; ``velocity`` (c, n, d) and the
+        metric ``M`` (c, n, d, d) are those at the nodes.
+        """
+        z_gradient, v_gradient = sample.z_gradient, sample.v_gradient
+        assert z_gradient is not None
+        tiny = torch.finfo(z_gradient.dtype).tiny
+        if self.embedded is None:
+            assert v_gradient is not None
+            weights = grid.weights.to(self.device)[:, None]
+            squared_speed = (velocity * v_gradient).sum(-1, keepdim=True) / (2 * weights)
+            scale = sample.length[:, None, None] / squared_speed.clamp_min(tiny).sqrt()
+            return replace(sample, z_gradient=scale * z_gradient, v_gradient=scale * v_gradient)
+        if v_gradient is not None:
+            # By parts: all that pulls at the points.
+            share = (grid.weights / grid.nodal_weights[grid.node])[:, None].to(self.device)
+            z_gradient = z_gradient + _whole(grid).T.to(self.device) @ (share * v_gradient[:, grid.node])
+        covector = (M @ velocity[..., None])[..., 0]
+        squared_speed = (velocity * covector).sum(-1, keepdim=True).clamp_min(tiny)
+        z_gradient = z_gradient - covector * ((velocity * z_gradient).sum(-1, keepdim=True) / squared_speed)
+        return replace(sample, z_gradient=z_gradient, v_gradient=None)
+
     def norm(self, grid: _Grid, knots: Tensor, *grams: Tensor | None) -> Tensor:
         """``integral of B'_i M B'_j dt`` (c, f, f), with M at the nodes the sum of (c, n, d, d) and of Gram blocks."""
-        M = sum(torch.einsum("ckakb->ckab", gram) if gram.ndim == 5 else gram for gram in grams if gram is not None)
+        M = _at_nodes(*grams)
         dB = self.basis(grid, knots)[1][:, 1:-1]
         scaled = grid.nodal_weights.to(self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
         return torch.einsum("kij,ckab->ciajb", scaled, M).flatten(3, 4).flatten(1, 2)
@@ -429,6 +493,12 @@ class _Problem:
             own = torch.einsum("kij,ckab->ciajb", mass, (by_points + by_points.mT) / 2).flatten(3, 4).flatten(1, 2)
             result = result + 2 * self.norm(grid, knots, rest_gram) + own + half + half.mT
         return result
+
+
+def _at_nodes(*grams: Tensor | None) -> Tensor:
+    """Metric at the nodes (c, n, d, d): the sum of such and of Gram blocks of all pairs of nodes."""
+    parts = [torch.einsum("ckakb->ckab", gram) if gram.ndim == 5 else gram for gram in grams if gram is not None]
+    return torch.stack(parts).sum(0)
 
 
 def _interpolated(gram: Tensor, source: _Grid, target: _Grid, *, linearly: bool = False) -> Tensor:
@@ -483,6 +553,12 @@ class _GaussNewton(_Minimiser):
     def __init__(self, hessian: Tensor, norm: Tensor) -> None:
         self.hessian, self.norm = hessian, norm
         self.damping = hessian.new_zeros(len(hessian))
+
+    def at(self, chosen: Tensor) -> _GaussNewton:
+        """Minimiser of some of the curves, as far as it has learnt."""
+        part = _GaussNewton(self.hessian[chosen], self.norm[chosen])
+        part.damping = self.damping[chosen]
+        return part
 
     def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         H, N, damping = self.hessian[live], self.norm[live], self.damping[live]
@@ -595,6 +671,7 @@ class _State:
     """Where the curves of a group are at one level."""
 
     group: _Group
+    grid: _Grid
     sample: _Sample
     gradient: Tensor  # (c, f)
     own: tuple[Tensor, Tensor]  # bases of the free control points, on the grid
@@ -740,18 +817,18 @@ class _Search:
                 setattr(group, name, getattr(sample, name))
         self._note(index, sample)
         own = _free(problem.basis(level.grid, level.knots))
-        state = _State(group, sample, sample.gradient(*own), own)
+        state = _State(group, level.grid, sample, sample.gradient(*own), own)
         if not newton:
             promise = self._descend(level, state)
             return self._conclude(number, state, promise)
-        base, norm, finer_norm = self._matrices(self.levels[first], level, group)
+        base, norm, finer_norm, M = self._matrices(self.levels[first], level, group)
         minimiser = _GaussNewton(base if group.learnt is None else base + group.learnt, norm)
-        promise = self._newton(number, state, minimiser, finer_norm)
+        promise = self._newton(number, state, minimiser, finer_norm, M)
         group.learnt = minimiser.hessian - base
         return self._conclude(number, state, promise, minimiser)
 
     def _matrices(self, first: _Level, level: _Level, group: _Group) -> list[Tensor]:
-        """Hessian, norm, and norm with finer knots, from the metric along the first curve."""
+        """Hessian, norm, norm with finer knots, and metric at the nodes, from what is known along the first curve."""
         problem, finer_knots = self.problem, _finer(level.knots)
         parts = []
         # Interpolated, the metric at all pairs of nodes takes much more memory than the matrices made of it.
@@ -768,23 +845,26 @@ class _Search:
                     problem.hessian(level.grid, level.knots, **here),
                     problem.norm(level.grid, level.knots, *grams),
                     problem.norm(level.grid, finer_knots, *grams),
+                    _at_nodes(*grams),
                 )
             )
         return [torch.cat(matrices) for matrices in zip(*parts, strict=True)]
 
-    def _newton(self, number: int, state: _State, minimiser: _GaussNewton, finer_norm: Tensor) -> Tensor:
+    def _newton(self, number: int, state: _State, minimiser: _GaussNewton, finer_norm: Tensor, M: Tensor) -> Tensor:
         """Iterate until each curve deserves a finer level or is done; return the relative gain of finer knots."""
-        settings, level = self.settings, self.levels[number]
-        finer = _free(self.problem.basis(level.grid, _finer(level.knots)))
+        settings, problem, level = self.settings, self.problem, self.levels[number]
+        finer = _free(problem.basis(level.grid, _finer(level.knots)))
+        velocities = problem.basis(level.grid, level.knots)[1]
         promise = torch.full_like(state.sample.energy, torch.inf)
         live = torch.arange(len(promise), device=promise.device)
         while len(live):
-            energy = state.sample.energy[live]
-            residual = _residual(minimiser.norm[live], state.gradient[live], energy)
-            outlook = _residual(finer_norm[live], state.sample.at(live).gradient(*finer), energy)
-            promise[live] = outlook.square() / 2
+            sample = state.sample.at(live)
+            residual = _residual(minimiser.norm[live], state.gradient[live], sample.energy)
+            outlook = _residual(finer_norm[live], sample.gradient(*finer), sample.energy)
+            across = problem.across(level.grid, sample, velocities @ state.group.control[live], M[live])
+            promise[live] = _residual(finer_norm[live], across.gradient(*finer), sample.energy).square() / 2
             # The last step, which each curve takes when it leaves, makes this much smaller.
-            wanted = torch.full_like(residual, settings.tolerance)
+            wanted = torch.where(minimiser.damping[live] == 0, _LEFT, 1) * settings.tolerance
             if self._has_finer_knots(number):
                 wanted = torch.where(promise[live] > settings.length_tolerance, wanted.maximum(outlook / 2), wanted)
             if self._has_finer_grid(number):
@@ -833,8 +913,9 @@ class _Search:
         control = state.group.control
         trial = control[live]
         trial[:, 1:-1] += step.unflatten(1, (-1, self.problem.d))
+        trial = self.problem.rounded(trial)
         self.found.n_iterations[index[live]] += 1
-        tried = self._sample(level, index[live], trial, 1)
+        tried = self._sample(level, index[live], trial, 1, state.grid)
         gradient = tried.gradient(*state.own)
         minimiser.learn(live, step, gradient - state.gradient[live], (energy - tried.energy) / promised)
         # Within rounding a step is trusted: the gradient is still right where differences of energy are not.
@@ -867,13 +948,13 @@ class _Search:
             promise = torch.where(before > 0, (before - length).abs() / length, torch.inf)
         found.length[index], found.promise[index] = length, promise
         refine = can_go_on & (promise > settings.length_tolerance) & self._has_finer_knots(number)
-        resolve = can_go_on & (_grid_error(tail) > settings.tolerance / 2) & self._has_finer_grid(number)
+        resolve = can_go_on & (_grid_error(tail) > settings.tolerance) & self._has_finer_grid(number)
         if minimiser is not None:
             self._last_step(state, minimiser)
         done = (~(refine | resolve)).nonzero()[:, 0]
         if len(done):
             again = can_go_on[done] & (self._has_finer_grid(number) or self._has_finer_knots(number))
-            bad, longer = self._certify(number, state, done, None if minimiser is None else minimiser.norm, again)
+            bad, longer = self._certify(number, state, done, minimiser, again)
             # What fails on the measuring grid needs more nodes; what is longer than the line, more control points.
             (resolve if self._has_finer_grid(number) else refine)[done[bad & again]] = True
             refine[done[longer & again]] = self._has_finer_knots(number)
@@ -893,7 +974,7 @@ class _Search:
             jump += promise > _MUCH * settings.length_tolerance
         knots = torch.where(refine, (now + jump).clamp(max=n_knots - 1), now)
         # How fine must the grid be, for what is still to be gained?
-        wanted = torch.where(refine, 0.3 * (2 * promise).sqrt(), 0).clamp_min(settings.tolerance / 2)
+        wanted = torch.where(refine, 0.3 * (2 * promise).sqrt(), 0).clamp_min(settings.tolerance)
         target = torch.full_like(knots, number)
         level = self.levels[number]
         for k in knots[refine | resolve].unique().tolist():
@@ -928,24 +1009,26 @@ class _Search:
         state.group.control[live, 1:-1] += step.unflatten(1, (-1, self.problem.d))
 
     def _certify(
-        self, number: int, state: _State, done: Tensor, norm: Tensor | None, again: Tensor
+        self, number: int, state: _State, done: Tensor, minimiser: _GaussNewton | None, again: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Measure the curves ``done`` on the measuring grid; tells which fail, and which are longer but may improve.
 
-        Curves that may go on (``again``) and fail in the norm of the search, ``norm``, are not looked at further.
+        Curves that may go on (``again``) and fail in the norm of the search are not looked at further.
         """
         found, problem, settings, level = self.found, self.problem, self.settings, self.levels[number]
-        index = state.group.index[done]
-        control = state.group.control[done]
+        group = state.group[done]
+        index, control = group.index, group.control
         line = _line(self.start[index], self.end[index], level.knots)
         moved = ((control - line).abs() > 1e-12 * line.abs().amax((1, 2), keepdim=True)).any(-1).any(-1)
-        # What is certified is what is handed out: rounded.
-        control = torch.where(moved[:, None, None], control, line).to(problem.dtype).double()
+        control[:] = problem.rounded(torch.where(moved[:, None, None], control, line))
         sample = self._sample(level, index, control, 1, level.measuring)
         keep = torch.ones_like(again)
-        if norm is not None:
-            gradient = sample.gradient(*_free(problem.basis(level.measuring, level.knots)))
-            keep = ~again | (_residual(norm[done], gradient, sample.energy) <= 1.5 * settings.tolerance)
+        if minimiser is not None:
+            own = _free(problem.basis(level.measuring, level.knots))
+            measured = _State(group, level.measuring, sample, sample.gradient(*own), own)
+            residual = self._correct(level, measured, minimiser.at(done))
+            state.group.control[done] = control
+            keep = ~again | (residual <= 1.5 * settings.tolerance)
         bad, longer = ~keep, torch.zeros_like(keep)
         if not bool(keep.any()):
             return bad, longer
@@ -956,17 +1039,29 @@ class _Search:
             level, index[keep], control[keep], sample.at(keep), coarse[keep]
         )
         # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
+        coarse = sample.length.clone()
         for _ in range(_DOUBLINGS):
             rough &= ~(again & (bad | longer))
             if not bool(rough.any()):
                 break
             level = replace(level, measuring=problem.halved(level.measuring, level.knots))
-            some = index[rough]
-            control = found.control[some, : control.shape[1]]
-            sample = self._sample(level, some, control, 1, level.measuring)
-            coarse = found.length[some]
-            bad[rough], longer[rough], rough[rough.clone()] = self._record(level, some, control, sample, coarse)
+            sample = self._sample(level, index[rough], control[rough], 1, level.measuring)
+            finer = sample.length.clone()
+            bad[rough], longer[rough], still = self._record(level, index[rough], control[rough], sample, coarse[rough])
+            coarse[rough] = finer
+            rough[rough.clone()] = still
         return bad, longer
+
+    def _correct(self, level: _Level, measured: _State, minimiser: _GaussNewton) -> Tensor:
+        """Take the steps on the measuring grid that small residuals are still lacking; return the residuals."""
+        tolerance = self.settings.tolerance
+        residual = _residual(minimiser.norm, measured.gradient, measured.sample.energy)
+        live = ((residual > tolerance) & (residual < _NEAR * tolerance)).nonzero()[:, 0]
+        for _ in range(_CORRECTIONS):
+            live = self._iterate(level, measured, minimiser, live)
+            residual[live] = _residual(minimiser.norm[live], measured.gradient[live], measured.sample.energy[live])
+            live = live[residual[live] > tolerance]
+        return residual
 
     def _record(
         self, level: _Level, index: Tensor, control: Tensor, sample: _Sample, coarse: Tensor
@@ -976,7 +1071,7 @@ class _Search:
         Tells as `_certify`, and of which curves the grid does not resolve the length or that of the line.
         """
         found, problem, tolerance = self.found, self.problem, self.settings.tolerance
-        line = _line(self.start[index], self.end[index], level.knots).to(problem.dtype).double()
+        line = problem.rounded(_line(self.start[index], self.end[index], level.knots))
         moved = (control != line).any(-1).any(-1)
         straight, straight_tail = sample.length.clone(), sample.length_tail.clone()
         if bool(moved.any()):
@@ -989,7 +1084,7 @@ class _Search:
             sample.put(longer, self._sample(level, index[longer], line[longer], 1, level.measuring))
             straight[longer] = sample.length[longer]
         z = problem.basis(level.weighing, level.knots)[0] @ control
-        M = problem.metric.tensor(z.to(problem.dtype)).double()
+        M = problem.tensor(z)
         found.n_rows[index] += (_VALUE + problem.d * _COLUMN) * len(level.weighing.t)
         norm = problem.norm(level.grid, level.knots, _interpolated(M, level.weighing, level.grid))
         gradient = sample.gradient(*_free(problem.basis(level.measuring, level.knots)))
@@ -1010,6 +1105,12 @@ class _Search:
         # A tenth: the estimates have been seen to be too small by ten where a curve stands still.
         limit = self.settings.length_tolerance / 10
         unresolved = (error > limit * sample.length) | (straight_error > limit * straight)
+        # A finer grid resolves no rounding: it amplifies it.
+        unresolved &= torch.maximum(error, straight_error) > _ABOVE_NOISE * sample.noise
+        error = error + sample.noise
+        known = error <= self.settings.length_tolerance * sample.length
+        drowned = error <= _ABOVE_NOISE * sample.noise
+        status = torch.where(~known & (converged | drowned), _UNKNOWN, status)
         found.control[index, : control.shape[1]] = control
         found.length[index], found.straight_length[index], found.energy[index] = sample.length, straight, sample.energy
         found.length_error[index] = error + 4 * torch.finfo(problem.dtype).eps * sample.length
@@ -1086,10 +1187,16 @@ def _level(problem: _Problem, knots: Tensor, degree: int) -> _Level:
 _ELEMENTS, _DEGREES, _MEASURED = 4, (3, 4, 6, 8, 12, 16), 40
 # The measuring grid is halved so often at most: for a curve that crosses a border as thin as a thousandth of it.
 _DOUBLINGS = 5
+# Rounding errors of a decoder's values, in units of the dtype's precision; and how far an error must be above what they
+# add to a length for a finer grid to make it smaller.
+_ROUNDING, _ABOVE_NOISE = 4, 10
 # A step is taken unseen, as a finer grid will look at it, where the residual is below this.
 _TRUSTED = 0.1
+# Such a step makes a residual smaller by this factor, as a rule. If not, so many more are taken on the measuring grid,
+# where the residual, relative to the tolerance, is below this.
+_LEFT, _CORRECTIONS, _NEAR = 3, 3, 30
 # Promised gain, relative to the tolerance, above which spans are quartered and not halved.
-_MUCH = 8
+_MUCH = 2
 
 
 def _grid_error(tail: Tensor) -> Tensor:
@@ -1110,7 +1217,8 @@ def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
         )
 
 
-_CONVERGED, _REFINABLE, _COARSE, _EXHAUSTED, _LONGER, _COINCIDENT = range(6)
+_CONVERGED, _REFINABLE, _COARSE, _EXHAUSTED, _LONGER, _COINCIDENT, _UNKNOWN = range(7)
+_CERTIFIED = (_CONVERGED, _REFINABLE, _COINCIDENT)
 _MESSAGES = (
     "converged",
     "converged with as many control points as allowed; more would shorten the curve further: raise n_control",
@@ -1118,6 +1226,7 @@ _MESSAGES = (
     "the iterations are used up: raise n_iterations",
     "no curve shorter than the straight line was found: raise n_control, or use other starts",
     "the end points coincide",
+    "the length is not known to length_tolerance: use float64, or raise nodes",
 )
 
 
@@ -1156,15 +1265,15 @@ class ShortenResult:
     energy : Tensor, shape (...)
         Path energy of the curve on the measuring grid.
     converged : Tensor of bool, shape (...)
-        Whether ``residual <= tolerance``.
+        Whether ``residual <= tolerance``, and ``length_error <= length_tolerance * length`` up to rounding.
     residual : Tensor, shape (...)
         Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
         the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``
         of variations. It depends neither on coordinates nor on scales; the energy is by about ``residual**2``,
         relatively, above that of the nearest stationary curve with as many control points.
     refinement_gain : Tensor, shape (...)
-        Estimated relative shortening by more control points, from the gradient with respect to them (for ``"lbfgs"``
-        that of the last refinement, for ``"gradient"`` unknown, infinite).
+        Estimated relative shortening by more control points, from the gradient of the length with respect to them (for
+        ``"lbfgs"`` that of the last refinement, for ``"gradient"`` unknown, infinite). A more even speed is no gain.
     speed_variation : Tensor, shape (...)
         Standard deviation of the speed along the curve over its mean; 0 for a geodesic.
     length_squared_over_energy : Tensor, shape (...)
@@ -1250,8 +1359,10 @@ def shorten(
     The search starts with two free control points and bisects all spans where the estimated gain is worth it. Where the
     metric is the pull-back of a map ``h``, the energy is that of the polynomials through the values of ``h`` on each
     span (spectral elements), whose gradient takes one reverse pass; else it is a quadrature of the squared speed.
-    A curve that has converged on its grid is measured on a finer one (see ``SolverSettings.nodes``); if its projected
-    gradient there is too large, the search goes on with more nodes. All small matrices are in float64, whatever the
+    A curve that has converged on its grid is measured on a finer one (see ``SolverSettings.nodes``), where a few more
+    steps are taken if they are needed; if its projected gradient stays too large, the search goes on with more nodes. A
+    length that this grid does not resolve, on the way across a thin ridge of the metric, is measured on grids twice as fine
+    each, up to 32 times. All small matrices are in float64, whatever the
     metric's dtype.
 
     The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
@@ -1281,7 +1392,7 @@ def shorten(
                     _shorten_chunk(problem, settings, levels, first[part], last[part], offset=offset, graph=graph)
                 )
                 bar.update(len(first[part]))
-        return _assemble(_stacked(pieces), levels[0], start.shape[:-1], start, settings)
+        return _assemble(_stacked(pieces), levels[0], start.shape[:-1], start)
 
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
@@ -1454,9 +1565,7 @@ class _Graph:
 _EDGE_NODES = 4
 
 
-def _assemble(
-    found: _Found, levels: list[_Level], shape: torch.Size, like: Tensor, settings: SolverSettings
-) -> ShortenResult:
+def _assemble(found: _Found, levels: list[_Level], shape: torch.Size, like: Tensor) -> ShortenResult:
     """Give the results the leading dimensions of the end points."""
     # All curves get the knots of the finest that is needed; knots are only added, never taken away.
     top = int(found.level.max()) if len(found.level) else 0
@@ -1483,7 +1592,7 @@ def _assemble(
         straight_length=real(found.straight_length),
         improvement=real(improvement),
         energy=real(found.energy),
-        converged=shaped(found.residual <= settings.tolerance),
+        converged=shaped(torch.isin(found.status, found.status.new_tensor(_CERTIFIED))),
         residual=real(found.residual),
         refinement_gain=real(found.promise),
         speed_variation=real((1 / ratio - 1).sqrt()),

@@ -170,12 +170,19 @@ def test_certificates_are_what_they_say():
     assert result.converged.double().mean() > 0.9
 
 
-def test_promised_gain_of_more_control_points_comes_true():
+@pytest.mark.parametrize("kind", ["embedded", "mixed", "explicit"])
+def test_promised_gain_of_more_control_points_comes_true(kind):
     metric, surface = surface_metric("sphere"), SURFACE["sphere"]
+    # The same metric, of which all, half or nothing is known as the pull-back of a map.
+    if kind == "mixed":
+        half = PullbackMetric(lambda z: 0.5**0.5 * surface.embed(z), latent_dim=2)
+        metric = half + ConformalMetric(half, lambda z: torch.ones_like(z[:, 0]))
+    elif kind == "explicit":
+        metric = ConformalMetric(metric, lambda z: torch.ones_like(z[:, 0]))
     start, end = surface.sample(50, 0), surface.sample(50, 1)
     coarse = shorten(metric, start, end, SolverSettings(n_control=4, tolerance=1e-7, progress=False))
-    # Half of the relative excess of energy: of length, where the speed is constant.
-    gain = (1 - surface.distance(start, end).square() / coarse.energy) / 2
+    # Of the length alone: speed that could be more even promises nothing.
+    gain = 1 - surface.distance(start, end) / coarse.length
     much = gain > 1e-6
     ratio = coarse.refinement_gain[much] / gain[much]
     assert much.sum() > 10
@@ -212,19 +219,28 @@ def test_history_tells_energies_by_iteration():
     assert (energy[..., -1] < energy[..., 0]).any()
 
 
-@pytest.mark.skipif(not (zoo.artifacts.data_folder() / "models" / "vae1.json").exists(), reason="no shipped VAE1")
+def algorithm_1_pairs(metric, n):
+    start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    direction = metric.eigh(start)[1][..., -1]
+    return start, start + torch.where((direction * start).sum(-1, keepdim=True) > 0, -direction, direction)
+
+
+shipped = pytest.mark.skipif(
+    not (zoo.artifacts.data_folder() / "models" / "vae1.json").exists(), reason="no shipped VAE1"
+)
+
+
+@shipped
 def test_cost_and_convergence_on_the_shipped_model():
     metric = PullbackMetric(zoo.load_model("vae1").decoder)
-    start = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    direction = metric.eigh(start)[1][..., -1]
-    direction = torch.where((direction * start).sum(-1, keepdim=True) > 0, -direction, direction)
-    result = shorten(metric, start, start + direction, QUIET)
+    start, end = algorithm_1_pairs(metric, 40)
+    result = shorten(metric, start, end, QUIET)
     assert result.converged.double().mean() >= 0.95
-    # Measured: 690 for 100 pairs.
-    assert result.n_rows.mean() < 850
+    # Measured: 570 for 300 pairs.
+    assert result.n_rows.mean() < 650
     measured = curve_length(metric, result.curve)
     assert relative(result.length, measured) < 1e-5
-    assert (measured <= curve_length(metric, CubicBSpline.line(start, start + direction)) * (1 + 1e-6)).all()
+    assert (measured <= curve_length(metric, CubicBSpline.line(start, end)) * (1 + 1e-6)).all()
 
 
 # --- methods, metrics, starts ----------------------------------------------------------------------------------------
@@ -318,17 +334,18 @@ def hill(z):
 def test_other_starts_find_the_way_round():
     metric = PullbackMetric(hill, latent_dim=2)
     # The first pair lies symmetrically: the line over the top is stationary, but not shortest.
-    start = torch.tensor([[-1.5, 0.0], [-1.5, 2.0]], dtype=torch.float64)
-    end = torch.tensor([[1.5, 0.0], [1.5, 2.5]], dtype=torch.float64)
+    # The last one has two ways round, of different lengths.
+    start = torch.tensor([[-1.5, 0.0], [-1.5, 2.0], [-1.5, 0.2]], dtype=torch.float64)
+    end = torch.tensor([[1.5, 0.0], [1.5, 2.5], [1.5, 0.2]], dtype=torch.float64)
     over = shorten(metric, start, end, QUIET)
     multi = shorten(metric, start, end, SolverSettings(starts="multi", progress=False))
     points = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.5
     graph = shorten(metric, start, end, SolverSettings(starts="graph", progress=False), points=points)
     assert multi.length[0] < 0.8 * over.length[0]
     assert graph.length[0] < 0.8 * over.length[0]
-    assert multi.n_minima[0] >= 2
+    assert multi.n_minima[2] == 2
     assert multi.n_minima[1] == 1
-    assert over.n_minima.tolist() == [1, 1]
+    assert over.n_minima[1] == 1
     assert relative(multi.length[1], over.length[1]) < 1e-3
     assert (multi.n_rows > over.n_rows + 500).all()
 
@@ -371,6 +388,16 @@ def test_chunks_and_company_do_not_change_a_curve():
     assert relative(alone.length, whole.length[4]) < 1e-9
     again = shorten(metric, start, end, QUIET)
     assert torch.equal(again.curve.control_points, whole.curve.control_points)
+
+
+@shipped
+def test_chunks_do_not_change_a_curve_in_float32():
+    # The last digits decide whether one of these takes another step, which changes its length by 2e-6.
+    metric = PullbackMetric(zoo.load_model("vae1").decoder)
+    start, end = (x[176:186] for x in algorithm_1_pairs(metric, 200))
+    whole = shorten(metric, start, end, QUIET)
+    pieces = shorten(metric, start, end, SolverSettings(chunk_size=3, progress=False))
+    assert relative(pieces.length, whole.length) < 1e-6
 
 
 def test_shapes_and_inputs():

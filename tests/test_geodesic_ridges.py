@@ -47,6 +47,26 @@ def test_an_explicit_ridge_is_measured():
     torch.testing.assert_close(result.length, lgi.curve_length(metric, result.curve, n_t=8192), rtol=3e-3, atol=0)
 
 
+@pytest.mark.parametrize("step", [1e-1, 1e-3, 1e-4])
+def test_rounding_is_not_taken_for_length(step):
+    """In float32, differences of values over a short line are mostly rounding, the more so on finer grids."""
+    torch.manual_seed(0)
+    generator = torch.nn.Sequential(torch.nn.Linear(2, 50), torch.nn.Tanh(), torch.nn.Linear(50, 500))
+    start = torch.randn(20, 2)
+    end = start + step * torch.nn.functional.normalize(torch.randn(20, 2), dim=-1)
+    result = lgi.shorten(PullbackMetric(generator, latent_dim=2), start, end)
+    exact = PullbackMetric(generator.double(), latent_dim=2)
+    straight = lgi.curve_length(exact, lgi.CubicBSpline.line(start.double(), end.double()))
+    relative = (result.straight_length / straight - 1).abs()
+    assert step < 1e-3 or relative.max() < 1e-2
+    assert (relative <= result.length_error / result.length + 1e-6).all()
+    trusted = result.length_error <= 1e-3 * result.length
+    assert (result.improvement[trusted] < 10 * step**2 + 1e-6).all()
+    assert not result.converged[~trusted].any()
+    assert step < 1e-2 or trusted.all()
+    assert step > 1e-3 or "float64" in result.message[~trusted.numpy()][0]
+
+
 def test_split_adds_up():
     generator = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 20)).double()
     stochastic = lambda z: (generator(z)[:, :10], torch.nn.functional.softplus(generator(z)[:, 10:]))  # noqa: E731
