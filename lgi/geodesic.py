@@ -1279,8 +1279,8 @@ class ShortenResult:
     length_squared_over_energy : Tensor, shape (...)
         ``L^2 / E <= 1``, 1 for a geodesic; it is ``1 / (1 + speed_variation**2)``.
     length_error : Tensor, shape (...)
-        Estimated quadrature error of ``length``, rounding included: the difference to the length on the coarser grid
-        of the search; with an embedding, at least the share of the highest mode of the decoded velocity.
+        Estimated quadrature error of ``length``, rounding included: the difference to the length on a coarser grid;
+        with an embedding, at least the share of the highest mode of the decoded velocity.
     status : Tensor of int, shape (...)
         Index into the messages.
     n_iterations : Tensor, shape (...)
@@ -1361,9 +1361,8 @@ def shorten(
     span (spectral elements), whose gradient takes one reverse pass; else it is a quadrature of the squared speed.
     A curve that has converged on its grid is measured on a finer one (see ``SolverSettings.nodes``), where a few more
     steps are taken if they are needed; if its projected gradient stays too large, the search goes on with more nodes. A
-    length that this grid does not resolve, on the way across a thin ridge of the metric, is measured on grids twice as fine
-    each, up to 32 times. All small matrices are in float64, whatever the
-    metric's dtype.
+    length that this grid does not resolve, on the way across a thin ridge of the metric, is measured on finer grids, up to
+    32 times as fine. All small matrices are in float64, whatever the metric's dtype.
 
     The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
     """
