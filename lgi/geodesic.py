@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -120,6 +120,13 @@ class _Grid:
         scale = 2 / self.width[:, None, None].to(values)
         return (elements @ self.difference.T.to(values) * scale).mT.flatten(1, 2)
 
+    @cached_property
+    def amplification(self) -> float:
+        """Root mean square of the derivatives of values that are independent and of size 1."""
+        assert self.difference is not None
+        of_rows = self.difference.square().sum(1) * (2 / self.width[:, None]).square()
+        return math.sqrt(float(self.weights @ of_rows.flatten()))
+
     def highest(self, derivatives: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (c, n_elements) in the highest mode and in the one below it, of derivatives (c, q, m)."""
         assert self.top is not None
@@ -220,6 +227,7 @@ class _Sample:
     length: Tensor  # (c,)
     tail: Tensor  # (c,), share of the energy in the highest mode: how well the grid resolves the curve
     length_tail: Tensor  # (c,), what the highest mode may add to the length
+    noise: Tensor  # (c,), what rounding may add to it
     z_gradient: Tensor | None = None  # (c, n, d): the energy changes by <z_gradient, dz> + <v_gradient, dv>
     v_gradient: Tensor | None = None
     # What the second derivatives of the energy take, of the embedding and of the rest: see `_Problem.hessian`.
@@ -326,10 +334,10 @@ class _Problem:
         z, v = (B @ control).to(self.dtype), (dB @ control).to(self.dtype)
         weights = grid.weights.to(self.device)
         s = weights.new_zeros(len(control), len(weights))
-        tail = length_tail = s[:, 0]
+        tail = length_tail = noise = s[:, 0]
         derivatives: dict[str, Tensor] = {}
         if self.embedded is not None:
-            s, highest, below, derivatives = self._embedded_speed(self.embedded, grid, z, order)
+            s, highest, below, noise, derivatives = self._embedded_speed(self.embedded, grid, z, order)
         if self.rest is not None:
             r, of_rest = self._rest_speed(self.rest, grid, z, v, order)
             s = s + r[:, grid.node.to(self.device)]
@@ -346,12 +354,14 @@ class _Problem:
             whole = (s.clamp_min(0) * weights).unflatten(1, (highest.shape[1], -1)).sum(-1)
             share = oscillation / (whole.sqrt() + oscillation.sqrt()).clamp_min(tiny)
             length_tail = share @ grid.width.to(self.device).sqrt()
-        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, length_tail, **derivatives)
+            # As for an oscillation, of the derivative that rounded values have.
+            noise = noise.square() / (energy.clamp_min(0).sqrt() + noise).clamp_min(tiny)
+        return _Sample(energy, s.clamp_min(0).sqrt() @ weights, tail, length_tail, noise, **derivatives)
 
     def _embedded_speed(
         self, metric: Metric, grid: _Grid, z: Tensor, order: int
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Squared speed (c, q) of what is embedded, its highest modes, see `_Grid.highest`, and derivatives."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Squared speed (c, q) of what is embedded, its highest modes (`_Grid.highest`), its noise, and derivatives."""
         w = grid.weights.to(self.device, self.dtype)
         found = {}
         # Differences to the first value lose less to rounding, and are 0 where the generator is constant.
@@ -375,7 +385,8 @@ class _Problem:
             found["gram"] = (flat @ flat.mT).double().unflatten(2, z.shape[1:]).unflatten(1, z.shape[1:])
             found["bend"] = self._bend(metric, z, force, gradient) / grid.nodal_weights.to(self.device)[:, None, None]
         highest, below = (x.double() for x in grid.highest(change))
-        return change.square().sum(-1).double(), highest, below, found
+        noise = _ROUNDING * torch.finfo(self.dtype).eps * torch.linalg.vector_norm(h[:, 0].detach(), dim=-1).double()
+        return change.square().sum(-1).double(), highest, below, noise * grid.amplification, found
 
     def _rest_speed(
         self, metric: Metric, grid: _Grid, z: Tensor, v: Tensor, order: int
@@ -1028,16 +1039,17 @@ class _Search:
             level, index[keep], control[keep], sample.at(keep), coarse[keep]
         )
         # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
+        coarse = sample.length.clone()
         for _ in range(_DOUBLINGS):
             rough &= ~(again & (bad | longer))
             if not bool(rough.any()):
                 break
             level = replace(level, measuring=problem.halved(level.measuring, level.knots))
-            some = index[rough]
-            control = found.control[some, : control.shape[1]]
-            sample = self._sample(level, some, control, 1, level.measuring)
-            coarse = found.length[some]
-            bad[rough], longer[rough], rough[rough.clone()] = self._record(level, some, control, sample, coarse)
+            sample = self._sample(level, index[rough], control[rough], 1, level.measuring)
+            finer = sample.length.clone()
+            bad[rough], longer[rough], still = self._record(level, index[rough], control[rough], sample, coarse[rough])
+            coarse[rough] = finer
+            rough[rough.clone()] = still
         return bad, longer
 
     def _correct(self, level: _Level, measured: _State, minimiser: _GaussNewton) -> Tensor:
@@ -1093,6 +1105,12 @@ class _Search:
         # A tenth: the estimates have been seen to be too small by ten where a curve stands still.
         limit = self.settings.length_tolerance / 10
         unresolved = (error > limit * sample.length) | (straight_error > limit * straight)
+        # A finer grid resolves no rounding: it amplifies it.
+        unresolved &= torch.maximum(error, straight_error) > _ABOVE_NOISE * sample.noise
+        error = error + sample.noise
+        known = error <= self.settings.length_tolerance * sample.length
+        drowned = error <= _ABOVE_NOISE * sample.noise
+        status = torch.where(~known & (converged | drowned), _UNKNOWN, status)
         found.control[index, : control.shape[1]] = control
         found.length[index], found.straight_length[index], found.energy[index] = sample.length, straight, sample.energy
         found.length_error[index] = error + 4 * torch.finfo(problem.dtype).eps * sample.length
@@ -1169,6 +1187,9 @@ def _level(problem: _Problem, knots: Tensor, degree: int) -> _Level:
 _ELEMENTS, _DEGREES, _MEASURED = 4, (3, 4, 6, 8, 12, 16), 40
 # The measuring grid is halved so often at most: for a curve that crosses a border as thin as a thousandth of it.
 _DOUBLINGS = 5
+# Rounding errors of a decoder's values, in units of the dtype's precision; and how far an error must be above what they
+# add to a length for a finer grid to make it smaller.
+_ROUNDING, _ABOVE_NOISE = 4, 10
 # A step is taken unseen, as a finer grid will look at it, where the residual is below this.
 _TRUSTED = 0.1
 # Such a step makes a residual smaller by this factor, as a rule. If not, so many more are taken on the measuring grid,
@@ -1196,7 +1217,8 @@ def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
         )
 
 
-_CONVERGED, _REFINABLE, _COARSE, _EXHAUSTED, _LONGER, _COINCIDENT = range(6)
+_CONVERGED, _REFINABLE, _COARSE, _EXHAUSTED, _LONGER, _COINCIDENT, _UNKNOWN = range(7)
+_CERTIFIED = (_CONVERGED, _REFINABLE, _COINCIDENT)
 _MESSAGES = (
     "converged",
     "converged with as many control points as allowed; more would shorten the curve further: raise n_control",
@@ -1204,6 +1226,7 @@ _MESSAGES = (
     "the iterations are used up: raise n_iterations",
     "no curve shorter than the straight line was found: raise n_control, or use other starts",
     "the end points coincide",
+    "the length is not known to length_tolerance: use float64, or raise nodes",
 )
 
 
@@ -1242,7 +1265,7 @@ class ShortenResult:
     energy : Tensor, shape (...)
         Path energy of the curve on the measuring grid.
     converged : Tensor of bool, shape (...)
-        Whether ``residual <= tolerance``.
+        Whether ``residual <= tolerance``, and ``length_error <= length_tolerance * length`` up to rounding.
     residual : Tensor, shape (...)
         Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
         the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``
@@ -1256,8 +1279,8 @@ class ShortenResult:
     length_squared_over_energy : Tensor, shape (...)
         ``L^2 / E <= 1``, 1 for a geodesic; it is ``1 / (1 + speed_variation**2)``.
     length_error : Tensor, shape (...)
-        Estimated quadrature error of ``length``, rounding included: the difference to the length on the coarser grid
-        of the search; with an embedding, at least the share of the highest mode of the decoded velocity.
+        Estimated quadrature error of ``length``, rounding included: the difference to the length on a coarser grid;
+        with an embedding, at least the share of the highest mode of the decoded velocity.
     status : Tensor of int, shape (...)
         Index into the messages.
     n_iterations : Tensor, shape (...)
@@ -1337,9 +1360,9 @@ def shorten(
     metric is the pull-back of a map ``h``, the energy is that of the polynomials through the values of ``h`` on each
     span (spectral elements), whose gradient takes one reverse pass; else it is a quadrature of the squared speed.
     A curve that has converged on its grid is measured on a finer one (see ``SolverSettings.nodes``), where a few more
-    steps are taken if they are needed; if its projected gradient stays too large, the search goes on with
-    more nodes. All small matrices are in float64, whatever the
-    metric's dtype.
+    steps are taken if they are needed; if its projected gradient stays too large, the search goes on with more nodes. A
+    length that this grid does not resolve, on the way across a thin ridge of the metric, is measured on finer grids,
+    up to 32 times as fine. All small matrices are in float64, whatever the metric's dtype.
 
     The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
     """
@@ -1368,7 +1391,7 @@ def shorten(
                     _shorten_chunk(problem, settings, levels, first[part], last[part], offset=offset, graph=graph)
                 )
                 bar.update(len(first[part]))
-        return _assemble(_stacked(pieces), levels[0], start.shape[:-1], start, settings)
+        return _assemble(_stacked(pieces), levels[0], start.shape[:-1], start)
 
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
@@ -1541,9 +1564,7 @@ class _Graph:
 _EDGE_NODES = 4
 
 
-def _assemble(
-    found: _Found, levels: list[_Level], shape: torch.Size, like: Tensor, settings: SolverSettings
-) -> ShortenResult:
+def _assemble(found: _Found, levels: list[_Level], shape: torch.Size, like: Tensor) -> ShortenResult:
     """Give the results the leading dimensions of the end points."""
     # All curves get the knots of the finest that is needed; knots are only added, never taken away.
     top = int(found.level.max()) if len(found.level) else 0
@@ -1570,7 +1591,7 @@ def _assemble(
         straight_length=real(found.straight_length),
         improvement=real(improvement),
         energy=real(found.energy),
-        converged=shaped(found.residual <= settings.tolerance),
+        converged=shaped(torch.isin(found.status, found.status.new_tensor(_CERTIFIED))),
         residual=real(found.residual),
         refinement_gain=real(found.promise),
         speed_variation=real((1 / ratio - 1).sqrt()),
