@@ -4,6 +4,7 @@ The reproduction package of Michelis & Becker, "On Linear Interpolation in the L
 ICLR 2021 workshop on geometrical and topological representation learning.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from lgi.geodesic import SolverSettings, shorten
@@ -37,8 +38,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Not above: `python -m lgi.improvement` would find the module imported already, and warn.
-    if name in ("compare_models", "worst_case_improvement"):
-        from lgi import improvement
-
-        return getattr(improvement, name)
+    if name in ("improvement", "compare_models", "worst_case_improvement"):
+        improvement = importlib.import_module("lgi.improvement")
+        return improvement if name == "improvement" else getattr(improvement, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1103,12 +1103,13 @@ class _Search:
         before = found.straight_length[index]
         straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight - before).abs(), 0))
         # A tenth: the estimates have been seen to be too small by ten where a curve stands still.
-        limit = self.settings.length_tolerance / 10
+        wanted = max(self.settings.length_tolerance, _KNOWN)
+        limit = wanted / 10
         unresolved = (error > limit * sample.length) | (straight_error > limit * straight)
         # A finer grid resolves no rounding: it amplifies it.
         unresolved &= torch.maximum(error, straight_error) > _ABOVE_NOISE * sample.noise
         error = error + sample.noise
-        known = error <= self.settings.length_tolerance * sample.length
+        known = error <= wanted * sample.length
         drowned = error <= _ABOVE_NOISE * sample.noise
         status = torch.where(~known & (converged | drowned), _UNKNOWN, status)
         found.control[index, : control.shape[1]] = control
@@ -1185,6 +1186,8 @@ def _level(problem: _Problem, knots: Tensor, degree: int) -> _Level:
 # Ours, tuned on Algorithm 1's pairs of VAE1 for the fewest decoder rows. A curve is cut into at least so many elements,
 # with polynomials of these degrees after the coarsest; it is measured at no fewer nodes than this.
 _ELEMENTS, _DEGREES, _MEASURED = 4, (3, 4, 6, 8, 12, 16), 40
+# A length is to be known at least so well, relatively, whatever is asked of the number of control points.
+_KNOWN = 1e-3
 # The measuring grid is halved so often at most: for a curve that crosses a border as thin as a thousandth of it.
 _DOUBLINGS = 5
 # Rounding errors of a decoder's values, in units of the dtype's precision; and how far an error must be above what they
@@ -1226,7 +1229,7 @@ _MESSAGES = (
     "the iterations are used up: raise n_iterations",
     "no curve shorter than the straight line was found: raise n_control, or use other starts",
     "the end points coincide",
-    "the length is not known to length_tolerance: use float64, or raise nodes",
+    "the length is not known to a thousandth or length_tolerance: use float64, or raise nodes",
 )
 
 
@@ -1265,7 +1268,8 @@ class ShortenResult:
     energy : Tensor, shape (...)
         Path energy of the curve on the measuring grid.
     converged : Tensor of bool, shape (...)
-        Whether ``residual <= tolerance``, and ``length_error <= length_tolerance * length`` up to rounding.
+        Whether ``residual <= tolerance``, and ``length_error`` at most a thousandth of the length or
+        ``length_tolerance`` of it, whichever is more.
     residual : Tensor, shape (...)
         Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
         the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``

@@ -89,7 +89,8 @@ def worst_case_improvement(
     latent_dim : int, optional
         ``d``; by default that of the codes or of the metric.
     dtype, device : optional
-        Where to compute; by default like the parameters of the metric's generator, else like the codes.
+        Where to compute; by default like the parameters of the metric's generator; of a plain function, like the codes,
+        else torch's default dtype, on the CPU.
     folder : path, optional
         Where to keep a long run: every chunk is written when it is done, and the same call goes on from there after an
         interruption of any kind. Ends with ``study.safetensors`` and ``study.json`` (:func:`load_study`), and with
@@ -127,9 +128,10 @@ def worst_case_improvement(
     -----
     Footnote 1 of the paper turns the eigenvector towards the origin: of ``v`` and ``-v``, the one with ``v . z_A < 0``.
     Here that is the normalised projection of ``-z_A`` onto the eigenspace, which is the same where the eigenvalue is
-    simple and does not depend on the basis that LAPACK returns where it is not. Where ``z_A`` is perpendicular to the
-    eigenspace, the first coordinate axis that is not nearly so takes the place of ``-z_A``. Random directions, uniform
-    on the sphere, are turned towards the origin too.
+    simple and does not depend on the basis that LAPACK returns where it is not. (Lanczos iterations find it to about a
+    hundredth, the share of a random vector in what they start from besides ``-z_A``.) Where ``z_A`` is perpendicular
+    to the eigenspace, the first coordinate axis that is not nearly so takes the place of ``-z_A``. Random directions,
+    uniform on the sphere, are turned towards the origin too.
 
     Chunks begin at multiples of ``chunk_size`` and a shard consists of whole chunks, so that results are the same to
     the last bit after a resumption and from shards; other chunk sizes and devices change rounding only. (Except with
@@ -159,17 +161,23 @@ def worst_case_improvement(
         about=about,
     )
     like = next((x for x in _parameters(metric) if x.is_floating_point()), codes)
-    sampler = _Sampler(
-        metric=metric,
-        codes=None if codes is None else codes.detach().cpu().double(),
-        settings=settled,
-        solver=dataclasses.replace(settings, progress=False),
-        dtype=dtype or (torch.get_default_dtype() if like is None else like.dtype),
-        device=pick_device(device or ("cpu" if like is None else like.device)),
-    )
-    settled["dtype"] = str(sampler.dtype).removeprefix("torch.")
-    settled["fingerprint"] = sampler.fingerprint()
-    return run(settled, sampler.chunk, None if folder is None else Path(folder), progress=progress)
+    # Tensors made in inference mode cannot be differentiated; copies of them can.
+    with torch.inference_mode(False):
+        sampler = _Sampler(
+            metric=metric,
+            codes=None if codes is None else codes.detach().to("cpu", torch.float64, copy=True),
+            settings=settled,
+            solver=dataclasses.replace(settings, progress=False),
+            dtype=dtype or (torch.get_default_dtype() if like is None else like.dtype),
+            device=pick_device(device or ("cpu" if like is None else like.device)),
+        )
+        settled["dtype"] = str(sampler.dtype).removeprefix("torch.")
+        try:
+            settled["fingerprint"] = sampler.fingerprint()
+        except ValueError as error:
+            chosen = f"dtype={sampler.dtype} and device={str(sampler.device)!r}"
+            raise ValueError(f"with {chosen} (give others if the metric needs them): {error}") from error
+        return run(settled, sampler.chunk, None if folder is None else Path(folder), progress=progress)
 
 
 def _settle(
@@ -193,8 +201,8 @@ def _settle(
     for name, value, least in (("n_samples", n_samples, 1), ("seed", seed, 0), ("chunk_size", chunk_size, 1)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise ValueError(f"expected {name} as an integer of at least {least}, got {value!r}")
-    if not 0 < step_size < math.inf:
-        raise ValueError(f"expected a positive step_size, got {step_size}")
+    if not isinstance(step_size, int | float | np.number) or not 0 < step_size < math.inf:
+        raise ValueError(f"expected a positive step_size, got {step_size!r}")
     for name, choice, allowed in (
         ("direction", direction, get_args(Direction)),
         ("eigenvectors", eigenvectors, get_args(Eigenvectors)),
@@ -209,6 +217,8 @@ def _settle(
         raise ValueError(
             f"expected about to be made of finite numbers, strings, lists and mappings: {error}"
         ) from error
+    if any(x.is_inference() for x in _parameters(metric)):
+        raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)
     d = _one_latent_dim(metric, codes, latent_dim)
     if eigenvectors == "lanczos" and direction == "minimal":
@@ -260,9 +270,10 @@ def _one_latent_dim(metric: Metric, codes: Tensor | None, latent_dim: int | None
 def _checked_shard(shard: tuple[int, int] | None, n_chunks: int) -> tuple[int, int] | None:
     if shard is None:
         return None
-    i, n = shard
-    if not 1 <= i <= n:
-        raise ValueError(f"expected shard = (i, n) with 1 <= i <= n, counted from 1, got {tuple(shard)}")
+    pair = tuple(shard) if isinstance(shard, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(k, int | np.integer) for k in pair) or not 1 <= pair[0] <= pair[1]:
+        raise ValueError(f"expected shard = (i, n), integers with 1 <= i <= n, counted from 1, got {shard!r}")
+    i, n = (int(k) for k in pair)
     if n > n_chunks:
         raise ValueError(f"{n} shards of {n_chunks} chunks of samples: use fewer shards or a smaller chunk_size")
     return i, n
@@ -278,6 +289,12 @@ def _parameters(metric: Metric) -> list[Tensor]:
         elif isinstance(value, Metric):
             found += _parameters(value)
     return found
+
+
+def _weighted_sums(codes: Tensor) -> Tensor:
+    """Sums (d,) of codes (n, d) with random weights, relative to their norms: any two rows exchanged, they differ."""
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(codes)))
+    return weights @ codes / codes.norm(dim=0).clamp_min(torch.finfo(codes.dtype).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +320,7 @@ class _Sampler:
             "speeds in the metric": speeds.double().tolist(),
             "parameters of the metric": norms,
             "codes": codes,
+            "order and signs of the codes": [] if self.codes is None else _weighted_sums(self.codes).tolist(),
         }
 
     def place(self, z: Tensor) -> Tensor:
@@ -334,7 +352,9 @@ class _Sampler:
         if self.settings["direction"] == "random":
             space = vectors[..., None]
         elif self.settings["eigenvectors"] == "lanczos":
-            space = largest_eigenvectors(self.metric, z, vectors.to(self.device))[..., None]
+            # A random share, because -z alone may be perpendicular to what is looked for.
+            first = _unit(vectors) * _RANDOM_SHARE - _unit(z.cpu().double())
+            space = largest_eigenvectors(self.metric, z, first.to(self.device))[..., None]
         else:
             space = _eigenspace(self.metric, z, largest=self.settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
@@ -400,6 +420,10 @@ def towards_origin(space: Tensor, z: Tensor) -> Tensor:
     return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
 
 
+def _unit(v: Tensor) -> Tensor:
+    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+
+
 def _eigenspace(metric: Metric, z: Tensor, *, largest: bool) -> Tensor:
     """Eigenvectors (n, d, d) of the largest or of the smallest eigenvalue; the other columns are 0."""
     eigenvalues, eigenvectors = metric.eigh(z)
@@ -411,6 +435,8 @@ def _eigenspace(metric: Metric, z: Tensor, *, largest: bool) -> Tensor:
 
 # Latent dimension above which products with the metric cost less than the whole of it; and the most products.
 _LARGE, _MOST_PRODUCTS = 64, 100
+# Fewer would take another eigenvector, near the first vector, for the largest one's; length of the random vector.
+_FEWEST_PRODUCTS, _RANDOM_SHARE = 8, 1e-2
 
 
 def largest_eigenvectors(metric: Metric, z: Tensor, first: Tensor) -> Tensor:
@@ -424,7 +450,8 @@ def largest_eigenvectors(metric: Metric, z: Tensor, first: Tensor) -> Tensor:
     metric : Metric
     z : Tensor, shape (n, d)
     first : Tensor, shape (n, d)
-        Vectors to start from, not perpendicular to those that are looked for.
+        Vectors to start from, not perpendicular to those that are looked for. Of an eigenspace of several dimensions,
+        their projection onto it is found.
 
     Returns
     -------
@@ -453,27 +480,33 @@ def largest_eigenvectors(metric: Metric, z: Tensor, first: Tensor) -> Tensor:
 def _lanczos(metric: Metric, z: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors (n, d) and whether they are exact (n,)."""
     n, d = z.shape
-    basis = (first / torch.linalg.vector_norm(first, dim=-1, keepdim=True))[:, None]
+    basis = _unit(first)[:, None]
     n_steps = min(d, _MOST_PRODUCTS)
     tridiagonal = first.new_zeros(n, n_steps, n_steps)
+    found, exact = torch.zeros_like(first), torch.zeros(n, dtype=torch.bool, device=first.device)
+    eps = torch.finfo(z.dtype).eps
     for k in range(n_steps):
         product = metric.apply(z, basis[:, k].to(z)).to(first)
-        tridiagonal[:, k, k] = (product * basis[:, k]).sum(-1)
+        # In place of a vector that was not added, an eigenvalue that is never the largest.
+        tridiagonal[:, k, k] = (product * basis[:, k]).sum(-1).where(basis[:, k].any(-1), -1)
         # Twice is enough (Parlett).
         for _ in range(2):
             product = product - (basis.mT @ (basis @ product[..., None]))[..., 0]
         rest = torch.linalg.vector_norm(product, dim=-1)
         eigenvalues, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1])
         largest, top = eigenvalues[:, -1], vectors[..., -1]
-        converged = rest * top[:, -1].abs() <= torch.finfo(z.dtype).eps ** 0.5 * largest
-        if bool(converged.all()) or k + 1 == n_steps:
+        # What is exact stays as it is: further products add rounding, which an eigenspace does not withstand.
+        found = torch.where(exact[:, None], found, (basis.mT @ top[..., None])[..., 0])
+        if k + 1 >= min(_FEWEST_PRODUCTS, n_steps):
+            exact = exact | (rest * top[:, -1].abs() <= eps**0.5 * largest)
+        if bool(exact.all()) or k + 1 == n_steps:
             break
         # Where the basis spans an invariant subspace already, nothing is added to it.
-        size = rest.where(rest > 1e-12 * largest, torch.inf)
+        size = rest.where(rest > max(1e-12, 16 * eps) * largest, torch.inf)
         basis = torch.cat([basis, (product / size[:, None])[:, None]], dim=1)
         tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = rest.where(size.isfinite(), 0)
     # A basis of the whole space leaves nothing open.
-    return (basis.mT @ top[..., None])[..., 0], converged | (k + 1 == d)
+    return found, exact | (k + 1 == d)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -552,12 +585,17 @@ class Comparison:
 
     @cached_property
     def signed_rank(self) -> StatisticalTest:
-        """Wilcoxon's signed-rank test of whether the differences are symmetric about 0; of none but zeros, (0, 1)."""
-        if not bool(self.difference.any()):
+        """Wilcoxon's signed-rank test of whether the differences are symmetric about 0; of none but zeros, (0, 1).
+
+        Differences within the rounding of the coarser of the two dtypes are zeros, and left out.
+        """
+        eps = max(torch.finfo(x.dtype).eps for x in (self.improvement_a, self.improvement_b))
+        difference = self.difference.where(self.difference.abs() > 8 * eps, 0.0)
+        if not bool(difference.any()):
             return StatisticalTest(0.0, 1.0)
         from scipy.stats import wilcoxon
 
-        found = wilcoxon(self.difference.numpy())
+        found = wilcoxon(difference.numpy())
         return StatisticalTest(float(found.statistic), float(found.pvalue))
 
     @cached_property
@@ -754,11 +792,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         i, n = args.shard
         folder = folder / f"shard_{i:0{len(str(n))}d}_of_{n}"
     try:
-        if merging:
-            study = merge_studies(args.shards)
-            study.save(folder / "study", provenance=None)
-        else:
-            study = _study(args, folder)
+        study = merge_studies(args.shards, folder=folder) if merging else _study(args, folder)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:

@@ -28,7 +28,8 @@ class Inversion:
     relative_residual : Tensor, shape (...)
         Residual divided by ``spread``.
     reached : Tensor of bool, shape (...)
-        Whether the generator generates such a sample: ``relative_residual <= threshold``.
+        Whether the sample is not certainly out of reach: ``relative_residual <= threshold``, see Notes of
+        :func:`invert`.
     converged : Tensor of bool, shape (...)
         Whether ``optimality`` is at most the tolerance, or the residual is mere rounding.
     optimality : Tensor, shape (...)
@@ -97,7 +98,8 @@ def invert(
         Latent points among which starts are looked for, where the prior is not N(0, I).
     n_candidates : int
         Number of such points from N(0, I); as many again are taken from N(0, 4 I), since codes of data lie further out
-        than the prior has it.
+        than the prior has it. What is generated at all of them stays in memory: ``2 n_candidates`` samples, of 3 GB at
+        the default for float32 images of 3 x 256 x 256. Take fewer for large samples, or a feature map.
     n_starts : int
         Largest number of candidates from which each sample's search starts.
     starts : Tensor, shape (..., k, d), optional
@@ -111,7 +113,9 @@ def invert(
     chunk_size : int, optional
         Samples worked on at a time; by default as many as fit a bounded memory.
     seed : int
-        Of the candidates. They are common to all samples: the code of a sample depends on itself and the seed alone.
+        Of the candidates. They are common to all samples: the code of a sample depends on itself and the seed alone,
+        but for rounding, which changes with the samples worked on beside it. Codes are determined less sharply than
+        residuals: with float32, expect them to differ by 1e-4 or so, where residuals differ by 1e-8.
     progress : bool, optional
         Whether to show a progress bar; by default if the output is a terminal.
 
@@ -172,7 +176,9 @@ def invert(
         raise ValueError(
             f"expected floating-point samples x, got {found}: scale x as what is generated, then x.float()"
         )
-    with torch.no_grad(), _metric_may_be_degenerate():
+    # Tensors made in inference mode cannot be differentiated; copies of them can.
+    with torch.inference_mode(False), torch.no_grad(), _metric_may_be_degenerate():
+        x = x.clone() if x.is_inference() else x
         metric = PullbackMetric(_Mean(generator), feature_map, latent_dim=d)
         screen = _Screen(metric, *(z.to(x) for z in _candidates(candidates, n_candidates, d, seed)))
         leading, target = _target(metric, x.detach(), screen.values.shape[1])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
+import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +30,7 @@ Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
 
 # Raised by hand when the same settings give other samples or other results.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,9 +148,17 @@ class Study:
 
         Raises
         ------
+        ValueError
+            If another study is there, or more samples of this one.
         lgi.artifacts.ArtifactError
-            If the files cannot be written.
+            If the files cannot be written, or what is there is no study, or a damaged one.
         """
+        path = _without_suffix(path)
+        if artifacts.exists(path):
+            stored = artifacts.load(path, name="study", version=_VERSION)
+            _refuse_another(path, stored.settings, self.settings)
+            if (n_stored := len(stored.tensors["index"])) > len(self):
+                raise ValueError(f"{path} holds {n_stored} samples of this study, more than these {len(self)}")
         record: dict[str, Any] = {
             "samples": len(self),
             "asked": self.n_samples,
@@ -164,7 +174,7 @@ class Study:
                 "quantiles": {str(level): value for level, value in self.quantiles.items()},
             }
         artifacts.save(
-            _without_suffix(path),
+            path,
             self.columns,
             record,
             name="study",
@@ -248,8 +258,9 @@ def run(
 ) -> Study:
     """Compute a study chunk by chunk; with a folder, go on with what is there.
 
-    ``folder/chunks`` holds a chunk a file until ``folder/study`` is written. Whenever this is killed, the same call
-    goes on, and ends with the same ``study``; dates and seconds are kept apart, in ``folder/provenance``.
+    ``folder/lgi_study_chunks`` holds a chunk a file until ``folder/study`` is written; nothing else is ever deleted.
+    Whenever this is killed, the same call goes on, and ends with the same ``study``; dates and seconds are kept apart,
+    in ``folder/provenance``.
 
     Parameters
     ----------
@@ -269,7 +280,7 @@ def run(
     Raises
     ------
     ValueError
-        If the folder holds another study, naming what differs.
+        If the folder holds another study, or comes to hold one meanwhile, naming what differs.
     lgi.artifacts.ArtifactError
         If the folder cannot be written, or a file in it is damaged.
     """
@@ -279,11 +290,14 @@ def run(
         return study_of([compute(number) for number in _with_progress(settings, progress)], settings)
     settings = _settings_to_go_on(settings, folder)
     if not artifacts.exists(folder / "study"):
+        _check_writable(folder)
         provenance = artifacts.provenance(seed=settings["seed"])
         for number in _with_progress(settings, progress):
             if not artifacts.exists(_chunk_path(folder, number)):
                 begin = time.perf_counter()
                 table = compute(number)
+                # Once more: another study may have begun here meanwhile.
+                _settings_to_go_on(settings, folder)
                 artifacts.save(
                     _chunk_path(folder, number),
                     table,
@@ -295,7 +309,7 @@ def run(
                 )
         _finish(settings, folder)
     # Also what a run left that was killed at this very point.
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    _remove_chunks(settings, folder)
     return load_study(folder)
 
 
@@ -313,6 +327,7 @@ def _with_progress(settings: Mapping[str, Any], show: bool | None) -> Iterator[i
 
 def _finish(settings: dict[str, Any], folder: Path) -> None:
     """Put the chunks together."""
+    _settings_to_go_on(settings, folder)
     chunks = [_load_chunk(folder, number, settings) for number in chunks_of(settings)]
     seconds = torch.tensor([chunk.record["seconds"] for chunk in chunks], dtype=torch.float64)
     sessions = {chunk.provenance["date"]: chunk.provenance for chunk in chunks}
@@ -328,7 +343,31 @@ def _finish(settings: dict[str, Any], folder: Path) -> None:
 
 
 def _chunk_path(folder: Path, number: int) -> Path:
-    return folder / "chunks" / f"{number:06d}"
+    return folder / "lgi_study_chunks" / f"{number:06d}"
+
+
+def _remove_chunks(settings: Mapping[str, Any], folder: Path) -> None:
+    """Delete the files of a study's own chunks, also half-written ones, and their folder if nothing else is in it."""
+    for number in chunks_of(settings):
+        path = _chunk_path(folder, number)
+        with suppress(OSError):
+            artifacts.remove(path)
+            for file in path.parent.glob(f".{path.name}.*.tmp"):
+                file.unlink(missing_ok=True)
+    with suppress(OSError):
+        _chunk_path(folder, 0).parent.rmdir()
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise before hours of computation, not after the first chunk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise artifacts.ArtifactError(
+            f"cannot write to {folder}: {error.strerror}. Give another folder (on the command line, another --out)"
+        ) from error
 
 
 def _load_chunk(folder: Path, number: int, settings: Mapping[str, Any] | None = None) -> artifacts.Artifact:
@@ -336,7 +375,8 @@ def _load_chunk(folder: Path, number: int, settings: Mapping[str, Any] | None = 
 
 
 def _chunks_on_disk(folder: Path) -> list[int]:
-    return sorted(int(file.stem) for file in (folder / "chunks").glob("[0-9]*.json"))
+    files = _chunk_path(folder, 0).parent.glob("*.json")
+    return sorted(int(file.stem) for file in files if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.stem))
 
 
 def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -347,9 +387,13 @@ def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]
         stored = _load_chunk(folder, numbers[0]).settings
     else:
         return settings
-    if found := _differences(stored, settings):
-        raise ValueError(f"{folder} holds another study: {'; '.join(found)}. Give another folder, or delete this one")
+    _refuse_another(folder, stored, settings)
     return stored
+
+
+def _refuse_another(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    if found := _differences(stored, settings):
+        raise ValueError(f"{path} holds another study: {'; '.join(found)}. Write elsewhere, or delete that study")
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -359,7 +403,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         x: Any = a.get(key)
         y: Any = b.get(key)
         if key == "fingerprint":
-            found += [f"{name} differ" for name in x if not _nearly_equal(x[name], y[name], _ROUNDING[name])]
+            found += [f"{name} differ" for name in x if not _nearly_equal(x[name], y[name], *_ROUNDING[name])]
         elif isinstance(x, dict) and isinstance(y, dict):
             found += [f"{key}: {difference}" for difference in _differences(x, y)]
         elif x != y:
@@ -367,12 +411,18 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return found
 
 
-# Relative differences that other machines and devices may make in the numbers of a fingerprint.
-_ROUNDING = {"speeds in the metric": 1e-3, "parameters of the metric": 1e-5, "codes": 1e-5}
+# Relative and absolute differences that other machines and devices may make in the numbers of a fingerprint.
+_ROUNDING = {
+    "speeds in the metric": (1e-3, 0.0),
+    "parameters of the metric": (1e-5, 0.0),
+    "codes": (1e-5, 0.0),
+    # In units of the norms of the codes, since sums may cancel.
+    "order and signs of the codes": (0.0, 1e-5),
+}
 
 
-def _nearly_equal(x: Sequence[float], y: Sequence[float], tolerance: float) -> bool:
-    return len(x) == len(y) and np.allclose(x, y, rtol=tolerance, atol=0)
+def _nearly_equal(x: Sequence[float], y: Sequence[float], relative: float, absolute: float) -> bool:
+    return len(x) == len(y) and np.allclose(x, y, rtol=relative, atol=absolute)
 
 
 def load_study(path: str | Path) -> Study:
@@ -414,13 +464,16 @@ def _without_suffix(path: str | Path) -> Path:
     return path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
 
 
-def merge_studies(studies: Sequence[Study | str | Path]) -> Study:
+def merge_studies(studies: Sequence[Study | str | Path], *, folder: str | Path | None = None) -> Study:
     """Join the shards of a study.
 
     Parameters
     ----------
     studies : sequence of Study or path
         All shards, in any order; paths as for :func:`load_study`.
+    folder : path, optional
+        Where to keep the study, in the files that :func:`lgi.worst_case_improvement` writes; ``provenance`` has the
+        seconds and sessions of the shards that are given as paths. The same study may be there already.
 
     Returns
     -------
@@ -430,9 +483,10 @@ def merge_studies(studies: Sequence[Study | str | Path]) -> Study:
     Raises
     ------
     ValueError
-        If shards are missing, there twice, unfinished, of different studies, or not shards at all: which ones.
+        If shards are missing, there twice, unfinished, of different studies, or not shards at all: which ones; if the
+        folder holds another study, naming what differs.
     lgi.artifacts.ArtifactError
-        If a file is missing or damaged.
+        If a file is missing or damaged, or the folder cannot be written.
     """
     if not studies:
         raise ValueError("expected the shards of a study, got none")
@@ -456,4 +510,39 @@ def merge_studies(studies: Sequence[Study | str | Path]) -> Study:
         shards[i] = (name, study)
     if missing := [str(i) for i in range(1, n + 1) if i not in shards]:
         raise ValueError(f"of {n} shards, these are missing: {', '.join(missing)}")
-    return study_of([shards[i][1].columns for i in sorted(shards)], shards[1][1].settings | {"shard": None})
+    merged = study_of([shards[i][1].columns for i in sorted(shards)], shards[1][1].settings | {"shard": None})
+    if folder is not None:
+        _keep_merged(merged, [shards[i] for i in sorted(shards)], Path(folder))
+    return merged
+
+
+def _keep_merged(merged: Study, shards: Sequence[tuple[str, Study]], folder: Path) -> None:
+    """Write a merged study, and what is known of how its shards were computed."""
+    _settings_to_go_on(merged.settings, folder)
+    _check_writable(folder)
+    known = [kept for name, shard in shards if (kept := _provenance_of(Path(name), shard.settings)) is not None]
+    chunk = torch.cat([torch.zeros(0, dtype=torch.int64), *(kept.tensors["chunk"] for kept in known)])
+    seconds = torch.cat([torch.zeros(0, dtype=torch.float64), *(kept.tensors["seconds"] for kept in known)])
+    artifacts.save(
+        folder / "provenance",
+        {"chunk": chunk, "seconds": seconds},
+        {
+            "seconds": float(seconds.sum()),
+            "sessions": [session for kept in known for session in kept.record["sessions"]],
+            "merged": artifacts.provenance(seed=merged.settings["seed"]),
+        },
+        name="study provenance",
+        settings=merged.settings,
+        version=_VERSION,
+    )
+    merged.save(folder / "study")
+    _remove_chunks(merged.settings, folder)
+
+
+def _provenance_of(path: Path, settings: Mapping[str, Any]) -> artifacts.Artifact | None:
+    """What is kept beside a study on disk, if it is of this one."""
+    beside = (path if path.is_dir() else path.parent) / "provenance"
+    if not artifacts.exists(beside):
+        return None
+    kept = artifacts.load(beside, name="study provenance", version=_VERSION)
+    return kept if kept.settings == settings else None

@@ -770,6 +770,10 @@ def _pixelwise_std(vae: VAE, images: Tensor, settings: TrainingSettings) -> RBFP
     return RBFPrecision(centre, bandwidth, weight, floor=floor, data_shape=vae.decoder.data_shape)
 
 
+# Raised by hand when checkpoints are written differently.
+_CHECKPOINT_FORMAT = 2
+
+
 def _checkpoint(
     path: Path,
     identity: Mapping[str, Any],
@@ -781,13 +785,16 @@ def _checkpoint(
     for name, optimizer in optimizers.items():
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{name}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    artifacts.save(path, tensors, {"history": history}, name="checkpoint", settings=identity, version=RECIPE_VERSION)
+    record = {"history": history, "format": _CHECKPOINT_FORMAT}
+    artifacts.save(path, tensors, record, name="checkpoint", settings=identity, version=RECIPE_VERSION)
 
 
 def _resume(
     path: Path, identity: Mapping[str, Any], model: nn.Module, optimizers: Mapping[str, torch.optim.Adam]
 ) -> list[dict[str, float]]:
     saved = artifacts.load(path, name="checkpoint", settings=identity, version=RECIPE_VERSION)
+    if saved.record.get("format") != _CHECKPOINT_FORMAT:
+        return []  # training begins anew, and soon writes over it
     model.load_state_dict({k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")})
     states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in optimizers}
     for key, value in saved.tensors.items():

@@ -320,6 +320,50 @@ def test_eigenvectors_are_chosen_by_dimension():
     torch.testing.assert_close(forced.end, study(small, 3, **still).end, rtol=0, atol=1e-6)
 
 
+def test_lanczos_projects_onto_an_eigenspace():
+    """As eigh does: where all directions are maximal, the origin's; where 20 of 70 are, the projection onto these."""
+    for dtype in (torch.float32, torch.float64):
+        scale = torch.cat([torch.full((20,), 2.0), torch.linspace(0.5, 1, 50)])
+        for weights, dimensions in ((torch.ones(70), 70), (scale, 20)):
+            metric = PullbackMetric(lambda z, w=weights: torch.cat([w.to(z) * z, w.to(z) * z], 1), latent_dim=70)
+            still = {"settings": SolverSettings(n_iterations=0), "dtype": dtype, "eigenvectors": "lanczos"}
+            found = study(metric, 10, **still)
+            step = (found.end - found.start).double()
+            expected = -found.start.double()
+            expected[:, dimensions:] = 0
+            assert (1 - nn.functional.cosine_similarity(step, expected)).max() < 2e-4
+
+
+def test_lanczos_finds_what_is_perpendicular_to_the_start():
+    """All starts lie on the first axis, an eigenvector of a smaller eigenvalue, closer than half the digits show."""
+    weights = torch.ones(70)
+    weights[-1] = 1.05
+    metric = PullbackMetric(lambda z: torch.cat([weights.to(z) * z, weights.to(z) * z], 1), latent_dim=70)
+    codes = torch.eye(70)[:1] * torch.tensor([[1.0], [2.0]])
+    found = study(metric, 4, codes=codes, settings=SolverSettings(n_iterations=0), eigenvectors="lanczos")
+    assert ((found.end - found.start)[:, -1].abs() > 0.99).all()
+
+
+def test_inference_mode_changes_nothing():
+    metric = PullbackMetric(Decoder(70, width=20))
+    codes = torch.randn(5, 70, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = study(metric, 3, codes=codes)
+    assert expected.settings["eigenvectors"] == "lanczos"
+    with torch.inference_mode():
+        found = study(metric, 3, codes=codes.clone())
+        made_inside = PullbackMetric(Decoder(70, width=20))
+    assert torch.equal(found.end, expected.end)
+    assert torch.equal(found.length, expected.length)
+    with pytest.raises(ValueError, match=r"made in torch.inference_mode .* make it outside"):
+        study(made_inside, 3)
+
+
+def test_the_module_is_there_at_once():
+    code = "import sys, lgi; assert 'lgi.improvement' not in sys.modules; print(lgi.improvement.main)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +387,11 @@ def test_eigenvectors_are_chosen_by_dimension():
         ({"codes": torch.tensor([[0.0, math.nan]])}, "1 of 1 codes are NaN"),
         ({"shard": (0, 2)}, "counted from 1"),
         ({"shard": (3, 2)}, "1 <= i <= n"),
+        ({"shard": "1/2"}, r"shard = \(i, n\), integers .* got '1/2'"),
+        ({"shard": (1.0, 2)}, r"shard = \(i, n\), integers .* got \(1.0, 2\)"),
+        ({"shard": (1, 2, 3)}, r"shard = \(i, n\), integers"),
+        ({"step_size": "1"}, "positive step_size, got '1'"),
+        ({"dtype": torch.float16}, "with dtype=torch.float16 and device='cpu'"),
         ({"shard": (1, 5), "chunk_size": 500}, "5 shards of 2 chunks"),
         ({"settings": SolverSettings(starts="graph")}, "needs points"),
         ({"about": {"model": Decoder()}}, "about to be made of finite numbers"),
@@ -473,6 +522,22 @@ def test_paired_statistics():
     )
 
 
+def test_differences_within_rounding_are_zeros():
+    """A model in two precisions: without effect, however regular the rounding."""
+    fine = torch.linspace(0.01, 0.3, 30, dtype=torch.float64)
+    one = torch.ones(30)
+
+    def compared(a, b):
+        ends = {f"{name}_{m}": one for name in ("straight_length", "length", "converged", "residual") for m in "ab"}
+        return improvement.Comparison(improvement_a=a, improvement_b=b, threshold=0.02, relative=False, **ends)
+
+    assert compared(fine.float(), fine + 2e-7).signed_rank == (0, 1)
+    assert compared(fine, fine + 2e-7).signed_rank.p_value < 1e-3
+    shift = 0.01 * fine * (fine > 0.15)
+    exact = scipy.stats.wilcoxon(shift.numpy())
+    assert compared(fine.float(), fine + shift).signed_rank.p_value == pytest.approx(exact.pvalue)
+
+
 def test_bad_comparisons():
     metric, (start, end) = PullbackMetric(Decoder()), pairs()
     same = end.clone()
@@ -518,6 +583,13 @@ def test_command_line(tmp_path, capsys):
     assert torch.equal(merged.start, expected.start)
     torch.testing.assert_close(merged.length, expected.length, rtol=1e-4, atol=0)
     assert merged.settings["about"] == {"model": "vae2", "std": "rbf", "feature_map": None}
+    # Once more is fine; over another study is not.
+    shards = [*map(str, tmp_path.glob("shard_*"))]
+    assert main(["merge", *shards, "--out", str(tmp_path)]) == 0
+    with pytest.raises(SystemExit):
+        main(["merge", *shards, "--out", shards[0]])
+    assert "another study" in capsys.readouterr().err
+    assert len(lgi.load_study(shards[0])) < 6
     # A second call reads; one of another study is refused.
     assert main([*options, "--shard", "2/2"]) == 0
     with pytest.raises(SystemExit) as refusal:

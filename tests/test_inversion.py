@@ -310,6 +310,20 @@ def test_shapes_dtype_and_inputs():
     assert lgi.invert(images, x[0, :0]).z.shape == (0, 2)
 
 
+@pytest.mark.parametrize("d", [3, 40])
+def test_inference_mode_changes_nothing(d):
+    """d = 40 goes through products, with a reverse pass."""
+    g = network(d, m=60)
+    x, starts = draws(4, 60, seed=4), draws(4, 1, d, seed=5)
+    settings = {"n_candidates": 32, "n_iterations": 3, "prior_weight": 0.1}
+    expected = lgi.invert(g, x, d, starts=starts, **settings)
+    with torch.inference_mode():
+        found = lgi.invert(g, x.clone(), d, starts=starts.clone(), **settings)
+        screened = lgi.invert(g, x.clone(), d, candidates=starts[:, 0].clone(), **settings)
+    assert torch.equal(found.z, expected.z)
+    assert screened.z.isfinite().all()
+
+
 def test_as_many_values_as_dimensions():
     """A change of coordinates can be inverted, and says nothing about a degenerate metric."""
     z = draws(10, 2)

@@ -239,7 +239,7 @@ chunk = (time.monotonic() - begin) / 15
 moments = random.Random(0)
 for n_chunks in (0, 2, 5, 8, 11):
     child = forked(sys.argv[2])
-    while len([*Path(sys.argv[2]).glob("chunks/*.json")]) < n_chunks:
+    while len([*Path(sys.argv[2]).glob("lgi_study_chunks/*.json")]) < n_chunks:
         time.sleep(0.001)
     time.sleep(moments.uniform(0, chunk))
     os.kill(child, signal.SIGKILL)
@@ -292,13 +292,28 @@ def test_another_study_is_refused(tmp_path, quick_solver, options, message, fini
     assert contents(tmp_path) == before
 
 
-def unfinished(folder):
+@pytest.mark.parametrize("change", [lambda z: z[[0, 1, 3, 2, *range(4, 300)]], lambda z: -z], ids=["order", "signs"])
+def test_order_and_signs_of_codes_tell_studies_apart(tmp_path, quick_solver, change):
+    codes = torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    run(tmp_path, codes=codes)
+    with pytest.raises(ValueError, match="order and signs of the codes differ"):
+        run(tmp_path, codes=change(codes))
+    same(run(tmp_path, codes=codes * (1 + 1e-8)), load_study(tmp_path))
+
+
+def test_order_of_codes_does_not_hang_on_cancellation(tmp_path, quick_solver):
+    codes = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    run(tmp_path, codes=codes)
+    assert len(run(tmp_path, codes=codes + torch.tensor([1e-9, 0], dtype=torch.float64))) == 50
+
+
+def unfinished(folder, **options):
     """Leave two chunks of five."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(folder)
-    for path in (folder / "chunks").glob("00000[234]*"):
+            run(folder, **options)
+    for path in (folder / "lgi_study_chunks").glob("00000[234]*"):
         path.unlink()
 
 
@@ -316,9 +331,91 @@ def test_what_changes_no_result_may_change(tmp_path, quick_solver):
 
 def test_damaged_chunk_is_refused(tmp_path, quick_solver):
     unfinished(tmp_path)
-    (tmp_path / "chunks" / "000001.safetensors").write_bytes(b"cut")
+    (tmp_path / "lgi_study_chunks" / "000001.safetensors").write_bytes(b"cut")
     with pytest.raises(artifacts.ArtifactError, match=r"000001.safetensors is truncated"):
         run(tmp_path)
+
+
+def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
+    foreign = [tmp_path / "chunks" / "mine.csv", *(tmp_path / "lgi_study_chunks" / f"{n}.json" for n in (2024, "1_b"))]
+    for file in foreign:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}")
+    with pytest.raises(ValueError, match="no study"):
+        load_study(tmp_path)
+    for _ in range(2):
+        same(run(tmp_path), run())
+    assert all(file.read_text() == "{}" for file in foreign)
+    assert {file.name for file in (tmp_path / "lgi_study_chunks").iterdir()} == {"2024.json", "1_b.json"}
+
+
+def test_two_shards_in_one_folder_leave_each_other_alone(tmp_path, quick_solver, monkeypatch):
+    """The second begins while the first computes."""
+    real, calls = improvement.shorten, []
+
+    def with_company(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            run(tmp_path, shard=(2, 2))
+        return real(*arguments)
+
+    monkeypatch.setattr(improvement, "shorten", with_company)
+    with pytest.raises(ValueError, match=r"another study: shard is \[1, 2\], not \[2, 2\]"):
+        run(tmp_path, shard=(1, 2))
+    partial = load_study(tmp_path)
+    assert (partial.settings["shard"], len(partial)) == ([1, 2], 10)
+
+    # Or begins before the first has written anything, and so wins.
+    calls.clear()
+    folder = tmp_path / "other"
+
+    def with_faster(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            run(folder, shard=(2, 2))
+        return real(*arguments)
+
+    monkeypatch.setattr(improvement, "shorten", with_faster)
+    with pytest.raises(ValueError, match=r"another study: shard is \[2, 2\], not \[1, 2\]"):
+        run(folder, shard=(1, 2))
+    assert load_study(folder).complete
+    assert load_study(folder).settings["shard"] == [2, 2]
+
+
+def test_study_of_another_kind_keeps_its_neighbours_chunks(tmp_path, quick_solver):
+    """Chunks of shard 2 that lie beside the finished shard 1."""
+    run(tmp_path / "two", shard=(2, 2))
+    run(tmp_path / "one", shard=(1, 2))
+    theirs = tmp_path / "one" / "lgi_study_chunks" / "000004.json"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    (theirs.parent / "000001.json").write_text("own, left over")
+    run(tmp_path / "one", shard=(1, 2))
+    assert [file.name for file in theirs.parent.iterdir()] == ["000004.json"]
+
+
+def test_unwritable_folder_is_refused_before_anything_is_computed(tmp_path, quick_solver, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(improvement, "shorten", None)
+    with pytest.raises(artifacts.ArtifactError, match=r"cannot write to .*file.* --out"):
+        run(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_study_is_not_written_over_another(tmp_path, quick_solver):
+    found = run()
+    found.save(tmp_path / "mine")
+    found.save(tmp_path / "mine.json")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="mine holds another study: seed is 0, not 1"):
+        run(seed=1).save(tmp_path / "mine")
+    part = replace(found, **{name: getattr(found, name)[:10] for name in study._FIELDS if "code" not in name})
+    with pytest.raises(ValueError, match="holds 50 samples of this study, more than these 10"):
+        part.save(tmp_path / "mine")
+    assert contents(tmp_path) == before
+    part.save(tmp_path / "part")
+    found.save(tmp_path / "part")
+    same(load_study(tmp_path / "part"), found)
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -357,3 +454,32 @@ def test_shards_that_do_not_make_a_study(tmp_path, quick_solver):
         merge_studies([one, two, cut])
     near = run(shard=(3, 3), metric=PullbackMetric(Generator(1 + 1e-7)))
     assert merge_studies([one, two, near]).settings == run().settings
+
+
+def test_merged_shards_are_kept_with_their_provenance(tmp_path, quick_solver):
+    shards = [tmp_path / f"shard_{i}_of_2" for i in (1, 2)]
+    for i, folder in enumerate(shards):
+        run(folder, shard=(i + 1, 2))
+    for _ in range(2):  # the same once more is fine
+        merged = merge_studies([shards[1], shards[0] / "study.safetensors"], folder=tmp_path)
+        same(merged, load_study(tmp_path))
+    kept = artifacts.load(tmp_path / "provenance", name="study provenance", settings=merged.settings)
+    assert kept.tensors["chunk"].tolist() == [0, 1, 2, 3, 4]
+    seconds = [artifacts.load(folder / "provenance", name="study provenance").record["seconds"] for folder in shards]
+    assert kept.record["seconds"] == pytest.approx(sum(seconds))
+    assert len(kept.record["sessions"]) == 2
+    assert kept.record["merged"]["versions"]["torch"]
+    # Of studies in memory nothing is known, but no old record stays either.
+    merge_studies([run(shard=(1, 2)), run(shard=(2, 2))], folder=tmp_path)
+    assert artifacts.load(tmp_path / "provenance", name="study provenance").record["sessions"] == []
+
+
+def test_merged_shards_are_not_written_over_another_study(tmp_path, quick_solver):
+    shards = [run(shard=(i, 2)) for i in (1, 2)]
+    for begin in (lambda folder: run(folder, seed=1), lambda folder: unfinished(folder, seed=1)):
+        folder = tmp_path / f"{len([*tmp_path.iterdir()])}"
+        begin(folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+        with pytest.raises(ValueError, match="holds another study: seed is 1, not 0"):
+            merge_studies(shards, folder=folder)
+        assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before

@@ -1,6 +1,7 @@
 """Seconds, decoder rows and final length of shorter curves, side by side on VAE1 with the pairs of Algorithm 1.
 
-    .venv/bin/python tests/benchmarks/geodesics.py [--threads N] [--device cpu|cuda] [--pairs N] [--memory]
+    .venv/bin/python tests/benchmarks/geodesics.py [--threads N] [--device cpu|cuda] [--pairs N] [--original N]
+        [--memory]
 
 One process, one decoder (the fused VAE1, eq. 2), the same pairs: start from the prior, end one step along the maximal
 eigenvector turned towards the origin. Compared are the methods of `lgi.shorten` and the geodesic equation, and
@@ -8,19 +9,34 @@ eigenvector turned towards the origin. Compared are the methods of `lgi.shorten`
 - original: the scheme of the paper's code, written anew: metric tensors at 16 points through D copies of each (one
   output pixel of each copy differentiated by reverse mode), two free control points, 20 steps of Adam on the energy,
   one pair at a time. Its step size is not in the paper; 0.05 here;
-- stochman: `EmbeddedManifold.connecting_geodesic` as it is (150 steps of Adam, 20 points, 5 nodes), all pairs at once.
+- stochman: `EmbeddedManifold.connecting_geodesic` as it is (150 steps of Adam, 20 points, 5 nodes), all pairs at once;
+- latent-geometry: `LatentManifold.shortest_path` as it is (the geodesic equation as a boundary value problem), one pair
+  at a time;
+- geomstats: `PathStraightening` of a `PullbackMetric` (the energy of a path of points by L-BFGS, Jacobians row by row
+  in reverse mode), one pair, with 10 points and not 100, which would take an hour.
+
+The last three are optional: what cannot be imported is left out, and said why. geomstats 2.8 does not import with numpy
+2.4. All three come with `uv pip install stochman latent-geometry geomstats "numpy<2.4"` in an environment of their own.
 
 All lengths are measured in the same way, 256 quadrature nodes with forward derivatives. Rows are counted in forward
-passes: a derivative counts as many as it was measured to take (`row_cost`, processor time on one thread). Of the slow
-ones few pairs are run, and their lengths are compared with lgi's on the same pairs. Writes geodesics.json beside it.
+passes: a derivative counts as many as it was measured to take (`row_cost`, processor time on one thread); for
+latent-geometry and geomstats they are the processor time over that of a forward pass. Of the slow ones few pairs are
+run, and their lengths are compared with lgi's on the same pairs. On a machine shared with others compare processor
+time. Writes geodesics.json beside it.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
+
+# Read when geomstats is imported.
+os.environ.setdefault("GEOMSTATS_BACKEND", "pytorch")
 
 import torch
 from torch import Tensor
@@ -41,8 +57,22 @@ def algorithm_1_pairs(metric: PullbackMetric, n: int, device: str, seed: int = 0
     return start, start + torch.where(outward, -direction, direction)
 
 
-def row_cost(metric: PullbackMetric, z: Tensor, v: Tensor) -> dict[str, float]:
-    """Processor time of each evaluation, relative to a forward pass."""
+class Clock:
+    """Seconds that have passed on the wall and of processor time."""
+
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
+
+    @contextmanager
+    def running(self):
+        wall, processor = time.perf_counter(), time.process_time()
+        yield
+        self.wall += time.perf_counter() - wall
+        self.processor += time.process_time() - processor
+
+
+def row_cost(metric: PullbackMetric, z: Tensor, v: Tensor) -> tuple[dict[str, float], float]:
+    """Processor time of each evaluation, relative to a forward pass, and that of a forward pass in seconds."""
 
     def value_and_gradient() -> None:
         for part in z.split(256):
@@ -63,7 +93,7 @@ def row_cost(metric: PullbackMetric, z: Tensor, v: Tensor) -> dict[str, float]:
             call()
             times[name].append(time.process_time() - begin)
     base = statistics.median(times["value"])
-    return {name: round(statistics.median(t) / base, 2) for name, t in times.items()}
+    return {name: round(statistics.median(t) / base, 2) for name, t in times.items()}, base / len(z)
 
 
 def original_scheme(decoder, start: Tensor, end: Tensor) -> tuple[Tensor, int]:
@@ -108,6 +138,42 @@ def stochman_paths(decoder, start: Tensor, end: Tensor) -> tuple[Tensor, int]:
         return curve(torch.linspace(0, 1, 1025, device=start.device)), rows
 
 
+def flattened(decoder, points: Tensor) -> Tensor:
+    """Mean and standard deviation (..., 1568) at points (..., d)."""
+    parts = decoder(points.reshape(-1, points.shape[-1]))
+    return torch.cat([part.flatten(1) for part in parts], dim=1).reshape(*points.shape[:-1], -1)
+
+
+def latent_geometry_path(decoder, start: Tensor, end: Tensor) -> Tensor:
+    """Points along the curve of one pair (1025, d)."""
+    from latent_geometry.manifold import LatentManifold
+    from latent_geometry.mapping import TorchModelMapping
+    from latent_geometry.metric import EuclideanMetric
+
+    mapping = TorchModelMapping(decoder, (2,), (1568,), batch_size=256, call_fn=lambda z: flattened(decoder, z))
+    path = LatentManifold(mapping, EuclideanMetric()).shortest_path(start.double().numpy(), end.double().numpy())
+    return torch.stack([torch.as_tensor(path(k / 1024)) for k in range(1025)]).to(start)
+
+
+def geomstats_path(decoder, start: Tensor, end: Tensor) -> Tensor:
+    """Points along the curve of one pair (10, d)."""
+    from geomstats.geometry.base import ImmersedSet
+    from geomstats.geometry.euclidean import Euclidean
+    from geomstats.numerics.geodesic import PathStraightening
+
+    class Decoded(ImmersedSet):
+        def __init__(self):
+            super().__init__(dim=2)
+
+        def _define_embedding_space(self):
+            return Euclidean(1568)
+
+        def immersion(self, point):
+            return flattened(decoder, point.float()).double()
+
+    return PathStraightening(Decoded(), n_nodes=10).discrete_geodesic_bvp(end.double(), start.double()).to(start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -121,7 +187,7 @@ def main() -> None:
     metric = PullbackMetric(decoder)
     start, end = algorithm_1_pairs(metric, arguments.pairs, arguments.device)
     torch.set_num_threads(1)
-    cost = row_cost(metric, start[:512], (end - start)[:512])
+    cost, row_seconds = row_cost(metric, start[:512], (end - start)[:512])
     torch.set_num_threads(arguments.threads)
     print("row cost:", cost)
 
@@ -129,13 +195,14 @@ def main() -> None:
     straight = curve_length(metric, CubicBSpline.line(start, end))
     best = None
 
-    def note(name: str, n: int, seconds: float, rows: float, curve, **more) -> None:
+    def note(name: str, n: int, clock: Clock, rows: float, curve, **more) -> None:
         nonlocal best
         length = curve_length(metric, curve, 256 if not isinstance(curve, Tensor) else 1024)
         best = length if best is None else best
         methods[name] = {
             "pairs": n,
-            "seconds a pair": seconds / n,
+            "seconds a pair": clock.wall / n,
+            "processor seconds a pair": clock.processor / n,
             "decoder rows a pair": rows,
             "mean length": length.mean().item(),
             "relative to gauss-newton, same pairs": (length.mean() / best[:n].mean() - 1).item(),
@@ -155,13 +222,13 @@ def main() -> None:
     shorten(metric, start[:2], end[:2])
     for name, wanted, settings in runs:
         n = min(wanted, arguments.pairs)
-        begin = time.perf_counter()
-        result = shorten(metric, start[:n], end[:n], settings)
-        seconds = time.perf_counter() - begin
+        clock = Clock()
+        with clock.running():
+            result = shorten(metric, start[:n], end[:n], settings)
         note(
             name,
             n,
-            seconds,
+            clock,
             result.n_rows.mean().item(),
             result.curve,
             certified=result.converged.double().mean().item(),
@@ -170,32 +237,74 @@ def main() -> None:
             rows_95=result.n_rows.double().quantile(0.95).item(),
         )
 
-    n = min(5, arguments.pairs)
-    begin = time.perf_counter()
-    ode = solve_geodesic_ode(metric, start[:n], end[:n])
-    seconds = time.perf_counter() - begin
+    n, clock = min(5, arguments.pairs), Clock()
+    with clock.running():
+        ode = solve_geodesic_ode(metric, start[:n], end[:n])
     # The acceleration: speed with gradients, two more reverse passes through them, and the tensor.
     per_point = 3 * cost["speed and gradients"] + cost["value and 2 forward derivatives"]
     rows = ode.n_evaluations.double().mean().item() * per_point
-    note("lgi geodesic equation", n, seconds, rows, ode.curve, certified=ode.success.double().mean().item())
+    note("lgi geodesic equation", n, clock, rows, ode.curve, certified=ode.success.double().mean().item())
 
-    n = min(50, arguments.pairs)
-    begin = time.perf_counter()
-    paths, rows = stochman_paths(decoder, start[:n], end[:n])
-    seconds = time.perf_counter() - begin
-    note("stochman", n, seconds, rows / n * cost["value and gradient"], paths)
+    left_out: dict[str, str] = {}
+
+    def optional(name: str, wanted: int, run: Callable[[int], tuple[Tensor, Clock, float | None]]) -> None:
+        n = min(wanted, arguments.pairs)
+        try:
+            curve, clock, rows = run(n)
+        except ImportError as error:
+            left_out[name] = str(error)
+            print(f"{name} is left out: {error}")
+        else:
+            note(name, n, clock, clock.processor / n / row_seconds if rows is None else rows / n, curve)
+
+    def stochman(n: int) -> tuple[Tensor, Clock, float]:
+        import stochman.manifold  # noqa: F401
+
+        clock = Clock()
+        with clock.running():
+            paths, rows = stochman_paths(decoder, start[:n], end[:n])
+        return paths, clock, rows * cost["value and gradient"]
+
+    def one_by_one(path: Callable[..., Tensor]) -> Callable[[int], tuple[Tensor, Clock, None]]:
+        def run(n: int) -> tuple[Tensor, Clock, None]:
+            clock = Clock()
+            with clock.running():
+                paths = [path(decoder, a, b) for a, b in zip(start[:n], end[:n], strict=True)]
+            return torch.stack(paths), clock, None
+
+        return run
+
+    optional("stochman", 50, stochman)
+    if arguments.device == "cpu":
+        optional("latent-geometry", 5, one_by_one(latent_geometry_path))
 
     n = arguments.original
     if n:
-        begin = time.perf_counter()
-        curves, forward = zip(
-            *(original_scheme(decoder, a, b) for a, b in zip(start[:n], end[:n], strict=True)), strict=True
-        )
-        seconds = time.perf_counter() - begin
+        clock = Clock()
+        with clock.running():
+            curves, forward = zip(
+                *(original_scheme(decoder, a, b) for a, b in zip(start[:n], end[:n], strict=True)), strict=True
+            )
         per_row = cost["value and gradient"] + 2 * cost["speed and gradients"] - cost["speed"]
-        note("original scheme", n, seconds, sum(forward) / n * per_row, CubicBSpline(torch.stack(curves)))
+        note("original scheme", n, clock, sum(forward) / n * per_row, CubicBSpline(torch.stack(curves)))
+        if arguments.device == "cpu":
+            optional("geomstats, 10 points", 1, one_by_one(geomstats_path))
 
-    record = {"row cost": cost, "methods": methods, "threads": arguments.threads, "device": arguments.device}
+    fastest = methods["lgi gauss-newton"]
+    ratios = {
+        name: {key: row[key] / fastest[key] for key in ("seconds a pair", "processor seconds a pair")}
+        for name, row in methods.items()
+    }
+    print(json.dumps(ratios, indent=1))
+
+    record = {
+        "row cost": cost,
+        "methods": methods,
+        "times lgi gauss-newton": ratios,
+        "left out": left_out,
+        "threads": arguments.threads,
+        "device": arguments.device,
+    }
     if arguments.memory:
         more_start, more_end = algorithm_1_pairs(metric, 10_000, arguments.device, seed=1)
         begin = time.perf_counter()
