@@ -21,8 +21,9 @@ The last three are optional: what cannot be imported is left out, and said why. 
 All lengths are measured in the same way, 256 quadrature nodes with forward derivatives. Rows are counted in forward
 passes: a derivative counts as many as it was measured to take (`row_cost`, processor time on one thread); for
 latent-geometry and geomstats they are the processor time over that of a forward pass. Of the slow ones few pairs are
-run, and their lengths are compared with lgi's on the same pairs. On a machine shared with others compare processor
-time. Writes geodesics.json beside it.
+run, and their lengths are compared with lgi's on the same pairs. Before and after each of the others, lgi runs again on
+200 pairs: the ratio of the times is taken to these, since the load of a shared machine changes. Writes geodesics.json
+beside it.
 """
 
 import argparse
@@ -34,6 +35,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Read when geomstats is imported.
 os.environ.setdefault("GEOMSTATS_BACKEND", "pytorch")
@@ -247,15 +249,25 @@ def main() -> None:
 
     left_out: dict[str, str] = {}
 
-    def optional(name: str, wanted: int, run: Callable[[int], tuple[Tensor, Clock, float | None]]) -> None:
+    def lgi_again() -> tuple[float, float]:
+        clock, n = Clock(), min(200, arguments.pairs)
+        with clock.running():
+            shorten(metric, start[:n], end[:n])
+        return clock.wall / n, clock.processor / n
+
+    def other(name: str, wanted: int, run: Callable[[int], tuple[Any, Clock, float | None]]) -> None:
         n = min(wanted, arguments.pairs)
+        before = lgi_again()
         try:
             curve, clock, rows = run(n)
         except ImportError as error:
             left_out[name] = str(error)
             print(f"{name} is left out: {error}")
-        else:
-            note(name, n, clock, clock.processor / n / row_seconds if rows is None else rows / n, curve)
+            return
+        beside = [(a + b) / 2 for a, b in zip(before, lgi_again(), strict=True)]
+        rows = clock.processor / row_seconds if rows is None else rows
+        times = {"times lgi": clock.wall / n / beside[0], "processor times lgi": clock.processor / n / beside[1]}
+        note(name, n, clock, rows / n, curve, **times)
 
     def stochman(n: int) -> tuple[Tensor, Clock, float]:
         import stochman.manifold  # noqa: F401
@@ -274,33 +286,24 @@ def main() -> None:
 
         return run
 
-    optional("stochman", 50, stochman)
-    if arguments.device == "cpu":
-        optional("latent-geometry", 5, one_by_one(latent_geometry_path))
-
-    n = arguments.original
-    if n:
+    def original(n: int) -> tuple[CubicBSpline, Clock, float]:
         clock = Clock()
         with clock.running():
-            curves, forward = zip(
-                *(original_scheme(decoder, a, b) for a, b in zip(start[:n], end[:n], strict=True)), strict=True
-            )
+            found = [original_scheme(decoder, a, b) for a, b in zip(start[:n], end[:n], strict=True)]
         per_row = cost["value and gradient"] + 2 * cost["speed and gradients"] - cost["speed"]
-        note("original scheme", n, clock, sum(forward) / n * per_row, CubicBSpline(torch.stack(curves)))
-        if arguments.device == "cpu":
-            optional("geomstats, 10 points", 1, one_by_one(geomstats_path))
+        return CubicBSpline(torch.stack([curve for curve, _ in found])), clock, sum(n for _, n in found) * per_row
 
-    fastest = methods["lgi gauss-newton"]
-    ratios = {
-        name: {key: row[key] / fastest[key] for key in ("seconds a pair", "processor seconds a pair")}
-        for name, row in methods.items()
-    }
-    print(json.dumps(ratios, indent=1))
+    other("stochman", 50, stochman)
+    if arguments.original:
+        other("original scheme", arguments.original, original)
+    if arguments.device == "cpu":
+        other("latent-geometry", 5, one_by_one(latent_geometry_path))
+        if arguments.original:
+            other("geomstats, 10 points", 1, one_by_one(geomstats_path))
 
     record = {
         "row cost": cost,
         "methods": methods,
-        "times lgi gauss-newton": ratios,
         "left out": left_out,
         "threads": arguments.threads,
         "device": arguments.device,
