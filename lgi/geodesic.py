@@ -42,7 +42,8 @@ class SolverSettings:
     nodes : int
         Number of intervals between the points of a curve at which the search starts to evaluate the metric; more are
         used where the curve needs them. Results are measured at 41 points or more, and at least half as many again as
-        were optimised on.
+        were searched on. Where that finds a residual a little above the tolerance, up to three more steps are taken
+        there; ``length_error`` compares with the grid of the search either way.
     starts : {"line", "graph", "multi"}
         Where the search starts. ``"line"``: the straight line (the paper's). ``"multi"``: the line and ``n_starts - 1``
         bent curves. ``"graph"``: the line and the shortest path over a graph of given points.

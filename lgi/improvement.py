@@ -31,6 +31,7 @@ from lgi.features import ClassifierOutput
 from lgi.geodesic import SolverSettings, shorten
 from lgi.metric import Metric, PullbackMetric
 from lgi.models import pick_device
+from lgi.spline import CubicBSpline
 from lgi.study import Study, Table, bootstrap_interval, load_study, merge_studies, run, samples_of
 
 Direction = Literal["maximal", "minimal", "random", "pairs"]
@@ -523,7 +524,7 @@ class StatisticalTest(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """Relative improvements of two models on the same pairs of data; all tensors on the CPU, first dimension the pairs.
+    """Relative improvements of two models on the same pairs of data; all on the CPU, first dimension the pairs.
 
     Attributes
     ----------
@@ -535,6 +536,8 @@ class Comparison:
         Whether the shorter curve is certified.
     residual_a, residual_b : Tensor, shape (n,)
         Certificates, see :class:`lgi.geodesic.ShortenResult`.
+    curve_a, curve_b : CubicBSpline of n curves
+        The shorter curves, each in its own model's latent space.
     threshold : float
         Largest difference of comparable pairs.
     relative : bool
@@ -551,6 +554,8 @@ class Comparison:
     converged_b: Tensor
     residual_a: Tensor
     residual_b: Tensor
+    curve_a: CubicBSpline
+    curve_b: CubicBSpline
     threshold: float
     relative: bool
 
@@ -672,7 +677,7 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
     """
     if not (0 <= threshold < math.inf):
         raise ValueError(f"expected a threshold of at least 0, got {threshold}")
-    fields: dict[str, Tensor] = {}
+    fields: dict[str, Any] = {}
     for model, metric, start, end, how in (
         ("a", metric_a, start_a, end_a, settings),
         ("b", metric_b, start_b, end_b, settings_b or settings),
@@ -691,6 +696,7 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
             raise ValueError(f"model {model}: {error}") from error
         for name in ("improvement", "straight_length", "length", "converged", "residual"):
             fields[f"{name}_{model}"] = getattr(result, name).cpu()
+        fields[f"curve_{model}"] = CubicBSpline(result.curve.control_points.cpu(), result.curve.knots.cpu())
     return Comparison(**fields, threshold=float(threshold), relative=relative)
 
 

@@ -522,13 +522,24 @@ def test_paired_statistics():
     )
 
 
+def test_the_curves_are_those_measured():
+    metrics = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1))
+    ends = pairs(5), pairs(5, seed=1)
+    found = compare_models(*metrics, *ends[0], *ends[1], settings=QUICK)
+    for m, metric, (start, end) in zip("ab", metrics, ends, strict=True):
+        curve, length = getattr(found, f"curve_{m}"), getattr(found, f"length_{m}")
+        torch.testing.assert_close(curve(torch.tensor([0.0, 1.0], dtype=start.dtype)), torch.stack([start, end], dim=1))
+        torch.testing.assert_close(lgi.curve_length(metric, curve), length, rtol=1e-3, atol=0)
+
+
 def test_differences_within_rounding_are_zeros():
     """A model in two precisions: without effect, however regular the rounding."""
     fine = torch.linspace(0.01, 0.3, 30, dtype=torch.float64)
     one = torch.ones(30)
 
     def compared(a, b):
-        ends = {f"{name}_{m}": one for name in ("straight_length", "length", "converged", "residual") for m in "ab"}
+        others = ("straight_length", "length", "converged", "residual", "curve")
+        ends = {f"{name}_{m}": one for name in others for m in "ab"}
         return improvement.Comparison(improvement_a=a, improvement_b=b, threshold=0.02, relative=False, **ends)
 
     assert compared(fine.float(), fine + 2e-7).signed_rank == (0, 1)

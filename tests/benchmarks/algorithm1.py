@@ -61,7 +61,7 @@ def main() -> None:
     decoder = zoo.load_model("vae1", device).decoder
     metric = PullbackMetric(decoder)
     z = torch.randn(512, 2, generator=torch.Generator().manual_seed(0)).to(device)
-    cost = row_cost(metric, z, z.roll(1, 0))
+    cost, _ = row_cost(metric, z, z.roll(1, 0))
     torch.set_num_threads(arguments.threads)
 
     batch = torch.randn(metric._prepare(z[:1]), 2).to(device)
