@@ -14,6 +14,8 @@ INSTALLER ?= uv
 # arguments for notebooks/reproduce.py, e.g. ARGS="--only 01 -p epochs 5".
 PARAMS ?=
 ARGS ?=
+# Of `make book`: full, or student, which leaves out the solutions and the instructor's page.
+EDITION ?= full
 # Test processes. One thread each: two busy processes with two threads each are slower than with one.
 JOBS ?= 2
 
@@ -27,6 +29,7 @@ help: ## this list
 	@echo
 	@echo "  PARAMS=smoke      with reproduce: minutes instead of the full run, data that need no download"
 	@echo "  ARGS=\"...\"        with reproduce: passed on, see $(BIN)/python notebooks/reproduce.py --help"
+	@echo "  EDITION=student   with book: without solutions and instructor's page, into runs/book_student"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
 	@echo "  INSTALLER=pip     install with pip even where uv works"
 	@echo "  LGI_DATA=folder   where MNIST/raw and vgg19/ lie, if they do"
@@ -75,7 +78,15 @@ nbval: $(STAMP) ## run the committed notebooks and compare with what they show
 notebooks: $(STAMP) ## format, execute and clean the notebooks, update README.md: the state that is committed
 	@test ! -e data/MNIST || { echo "move data/MNIST away first: no MNIST image is committed" >&2; exit 1; }
 	env -u LGI_DATA $(BIN)/python notebooks/reproduce.py commit $(ARGS)
-	$(BIN)/python tests/readme.py
+	$(BIN)/python tests/readme.py --times
+
+.PHONY: book
+book: $(STAMP) ## render the series to runs/book/index.html, a site that opens in any browser (EDITION=student)
+	@$(BIN)/python notebooks/book.py --edition $(EDITION)
+
+.PHONY: mutations
+mutations: $(STAMP) ## make deliberate faults in copies, one by one, and show that the tests notice each
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 
 .PHONY: models
 models: $(STAMP) ## train the shipped models anew into data/models (maintainers; needs MNIST, about 10 minutes)

@@ -223,16 +223,20 @@ def _replacing(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _check_writable(folder: Path) -> None:
-    """Raise before an expensive computation rather than after it."""
+def check_writable(folder: Path, advice: str) -> None:
+    """Raise before an expensive computation rather than after it.
+
+    Raises
+    ------
+    ArtifactError
+        If no file can be made in the folder; ends with the advice.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ArtifactError(
-            f"cannot write to {folder}: {error.strerror}. Set LGI_CACHE to a folder that can be written."
-        ) from error
+        raise ArtifactError(f"cannot write to {folder}: {error.strerror}. {advice}.") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -506,7 +510,7 @@ def load_or_compute(
         if exists(cached):
             return load(cached, name=name, settings=settings, version=version)
 
-    _check_writable(cached.parent)
+    check_writable(cached.parent, "Set LGI_CACHE to a folder that can be written")
     result = compute()
     if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Mapping) for part in result)):
         raise ArtifactError(

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -604,9 +604,13 @@ def train_or_load(
             return _train_gan(name, recipe, pick_device(device), download, on_record)
         return _train(name, recipe, pick_device(device), download, on_record)
 
-    return artifacts.load_or_compute(
+    artifact = artifacts.load_or_compute(
         name, dataclasses.asdict(recipe), compute, version=RECIPE_VERSION, folder="models", recompute=retrain
     )
+    if artifact.source == "computed":
+        # Not before: until the result is on disk, the checkpoint is all that a full disk or a kill leaves.
+        artifacts.remove(_checkpoint_of(name, recipe))
+    return artifact
 
 
 def fit_or_load_logistic_regression(
@@ -695,7 +699,6 @@ def _train(
         if on_record is not None:
             on_record("rbf", len(rbf_history), settings.n_rbf_steps, record)
     evaluation |= evaluate(vae, test.images, n_samples=10).means("rbf_")
-    artifacts.remove(checkpoint)
     with torch.no_grad():
         z, std = vae.encoder(test.images.to(device))
     tensors = {f"model.{key}": value for key, value in vae.state_dict().items()}
@@ -731,7 +734,6 @@ def _train_gan(
         history.append(record)
         if on_record is not None:
             on_record("gan", len(history), settings.epochs, record)
-    artifacts.remove(checkpoint)
     generator = fuse(gan.generator)
     codes = invert(generator, test.images.to(device), progress=False)
     noise = torch.randn(4000, generator.latent_dim, generator=_stream(settings.seed, -1))
@@ -818,17 +820,29 @@ def _stream(*key: int) -> torch.Generator:
 
 def main() -> None:
     """Train shipped models with their recipes and write them to data/models: what ``make models`` runs, for all."""
-    from tqdm import tqdm
-
-    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
     parser = argparse.ArgumentParser(prog="python -m lgi.training", description=main.__doc__)
-    names = ["logistic_regression", *recipes]
+    names = ["logistic_regression", *RECIPES, *GAN_RECIPES]
     parser.add_argument("names", nargs="*", metavar="name", help=f"which of {', '.join(names)}; by default all")
     chosen = parser.parse_args().names
     if unknown := set(chosen) - set(names):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    command = f"python -m lgi.training {' '.join(chosen)}" if chosen else "make models"
+    try:
+        _renew_shipped(chosen or names, command)
+    except (artifacts.ArtifactError, datasets.DatasetError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\ninterrupted: the same command goes on after the last whole epoch of the model it was at\n")
+
+
+def _renew_shipped(names: Sequence[str], command: str) -> None:
+    from tqdm import tqdm
+
+    folder = artifacts.data_folder() / "models"
+    artifacts.check_writable(folder, "The trained models are written there: make it writable")
+    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
     trained = {}
-    for name in chosen or names:
+    for name in names:
         if name == "logistic_regression":
             trained[name] = fit_or_load_logistic_regression(refit=True)
             continue
@@ -836,11 +850,10 @@ def main() -> None:
         total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
         with tqdm(total=total, desc=name, disable=None) as bar:
             trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, bar=bar: bar.update())
-    command = f"python -m lgi.training {' '.join(chosen)}" if chosen else "make models"
     for name, artifact in trained.items():
         seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
         artifacts.save(
-            artifacts.data_folder() / "models" / name,
+            folder / name,
             artifact.tensors,
             artifact.record,
             name=name,

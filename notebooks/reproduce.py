@@ -3,9 +3,11 @@
     python notebooks/reproduce.py                          the default run, the paper's: runs/default/, figures/
     python notebooks/reproduce.py --params smoke           parameters of notebooks/params/NN_smoke.yaml: runs/smoke/
     python notebooks/reproduce.py --only 01,02 --run mine -p seed 3
-    python notebooks/reproduce.py commit [--only 01]       format, execute by default, clean, write back to notebooks/
+    python notebooks/reproduce.py commit [--only 01]       format, execute by default, clean, write back to notebooks/,
+                                                           with the solutions of the same numbers
 
-Exit status: 0 all ran; 1 a notebook failed; 2 refused before anything ran; 130 interrupted. A notebook whose metadata
+Exit status: 0 all ran; 1 a notebook failed, or its results could not be written; 2 refused before anything ran; 130
+interrupted. A notebook whose metadata
 says ``{"lgi": {"reproduce": false}}`` (an interactive one) is left out.
 """
 
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,12 @@ def numbered_notebooks(folder: Path, only: str | None = None) -> list[Path]:
     if not runs:
         raise Refusal(f"no numbered notebook (NN_name.ipynb) in {folder}")
     return runs
+
+
+def solutions_to(notebooks: Sequence[Path]) -> list[Path]:
+    """Solutions to the exercises of these notebooks, as far as there are any."""
+    paths = [path.parent / "solutions" / f"{path.name[:2]}_solutions.ipynb" for path in notebooks]
+    return [path for path in paths if path.is_file()]
 
 
 def conforms(value: Any, annotation: str) -> bool:
@@ -170,37 +178,58 @@ def check_kernel() -> None:
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the run's folder; the operating system lets go of it however the process ends."""
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise Refusal(f"cannot write to {folder}: {reason}. LGI_RUNS names another folder for runs") from error
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         raise Refusal(f"another process is writing into {folder}: wait for it, or name this run with --run") from None
+    except OSError as error:
+        raise Refusal(cannot_write(folder, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """What to say of a file or folder of a run, and what to do."""
+    reason = error.strerror or str(error)
+    return f"cannot write to {path}: {reason}. Free space, or make it writable; LGI_RUNS names another folder for runs"
 
 
 def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     """Execute one notebook into `folder`; raises what papermill raises."""
     # Recent kernels warn, in each run's output, of a connection without encryption.
     can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
-    executed = papermill.execute_notebook(
-        path,
-        folder / path.name,
-        parameters,
-        kernel_name=KERNEL["name"],
-        progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
-        coalesce_streams=True,
-        config=Config(KernelManager={"transport_encryption": "auto"} if can_encrypt else {}),
-    )
+    try:
+        executed = papermill.execute_notebook(
+            path,
+            folder / path.name,
+            parameters,
+            kernel_name=KERNEL["name"],
+            progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
+            coalesce_streams=True,
+            config=Config(KernelManager={"transport_encryption": "auto"} if can_encrypt else {}),
+        )
+    finally:
+        remove_if_cut_off(folder / path.name)
     for index, cell in enumerate(executed.cells):
         for output in cell.get("outputs", []):
             # Papermill takes SystemExit(0) for success and leaves out the cells after it.
             if output.output_type == "error":
                 count, trace = cell.execution_count, output.traceback
                 raise PapermillExecutionError(index, count, cell.source, output.ename, output.evalue, trace)
+
+
+def remove_if_cut_off(output: Path) -> None:
+    """Delete what is no notebook: papermill writes in place, and a full disk or an interrupt leaves half of it."""
+    try:
+        json.loads(output.read_bytes())
+    except ValueError:
+        output.unlink()
+    except OSError:
+        pass
 
 
 def describe_failure(path: Path, output: Path, error: Exception) -> str:
@@ -213,6 +242,8 @@ def describe_failure(path: Path, output: Path, error: Exception) -> str:
         begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
         index, source = (begun[-1], cells[begun[-1]].source) if begun else (None, "")
         trace = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            trace += f"\n{cannot_write(output.parent, error)}"
     original = nbformat.read(path, 4)
     where = "before its first cell"
     if index is not None:
@@ -272,8 +303,13 @@ def run_series(jobs: Sequence[tuple[Path, dict[str, Any]]], folder: Path, about:
     finally:
         ok = all(record["status"] == "ok" for record in records)
         summary = {**about, "ok": ok, "notebooks": records}
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-        print(f"\n{table(records)}\n\nwritten to {folder}")
+        print(f"\n{table(records)}\n")
+        try:
+            write_atomically(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+            print(f"written to {folder}")
+        except OSError as error:
+            ok = False
+            print(f"reproduce: {cannot_write(folder / 'summary.json', error)}", file=sys.stderr)
     if failure:
         print(f"\n{failure}", file=sys.stderr)
         if skipped := [record["notebook"] for record in records if record["status"] == "skipped"]:
@@ -297,8 +333,13 @@ def publish_figures(source: Path, target: Path) -> None:
     for path in sorted(source.glob("[!.]*")):
         target.mkdir(exist_ok=True)
         temporary = target / f".{path.name}.{os.getpid()}"
-        shutil.copyfile(path, temporary)
-        temporary.replace(target / path.name)
+        try:
+            shutil.copyfile(path, temporary)
+            temporary.replace(target / path.name)
+        finally:
+            # Without a folder to write to there is none.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 # --- the committed state ---------------------------------------------------------------------------------------------
@@ -331,6 +372,16 @@ def write_back(notebooks: Mapping[Path, bytes], folder: Path) -> None:
         raise Refusal(f"{', '.join(edited)} was edited while it ran; nothing was written, run again")
     for path in notebooks:
         write_atomically(path, nbformat.writes(clean(nbformat.read(folder / path.name, 4))) + "\n")
+
+
+def renew_solutions(solutions: Sequence[Path], folder: Path) -> bool:
+    """Execute solutions, which have no parameters to set, and write them back; whether all of them ran."""
+    contents = {path: path.read_bytes() for path in solutions}
+    folder.mkdir(exist_ok=True)
+    ok = run_series([(path, {}) for path in solutions], folder, {"run": DEFAULT_RUN, "params": None})
+    if ok:
+        write_back(contents, folder)
+    return ok
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -369,8 +420,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         notebooks = numbered_notebooks(args.notebooks.resolve(), args.only)
         folder = artifacts.runs_folder().resolve() / args.run
         with sole_writer(folder):
+            solutions = solutions_to(notebooks) if args.action == "commit" else []
             if args.action == "commit":
-                tidy_sources(notebooks)
+                tidy_sources([*notebooks, *solutions])
             contents = {path: path.read_bytes() for path in notebooks}
             jobs = plan(notebooks, args.params, args.overrides, args.run)
             full = args.run == DEFAULT_RUN and args.only is None
@@ -381,9 +433,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_back(contents, folder)
             if ok and full:
                 publish_figures(folder / "figures", args.notebooks.resolve().parent / "figures")
+            if ok and solutions:
+                ok = renew_solutions(solutions, folder / "solutions")
     except Refusal as refusal:
         print(f"reproduce: {refusal}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"reproduce: {error}. Free space there, or change its permissions", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nreproduce: interrupted", file=sys.stderr)
         return 130

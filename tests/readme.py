@@ -1,31 +1,149 @@
-"""Write the generated parts of README.md from what was recorded: `python tests/readme.py` (after `make notebooks`).
+"""Write the generated parts of README.md from what was recorded: `python tests/readme.py`.
 
-Results are the tables that the committed notebooks show; timings are those of tests/benchmarks/*.json.
+Results are the tables that the committed notebooks show; timings are those of tests/benchmarks/*.json. With `--times`,
+as `make notebooks` calls it, the run times of the notebooks are taken over from runs/default first.
 tests/test_readme.py fails when README.md is stale.
 """
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 
+from lgi import artifacts
+
 ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+_TIMES = BENCHMARKS / "notebooks.json"
+
+
+_SERIES = {
+    "01": ("where the generative models and their standard deviations come from", "2.2, app. B, D"),
+    "02": (
+        "how far apart are two latent points, and in which directions",
+        "2.1-2.3, eqs 1-4, app. E; Fig. 1, background of Fig. 2",
+    ),
+    "03": (
+        "what a shorter curve is, how good it is, and what a classifier or VGG-19 on top changes",
+        "2.1, 2.2, app. A, B; Fig. 3",
+    ),
+    "04": ("Algorithm 1: the 10.20 %, and what it depends on", "2.3, app. C; Figs 2, 4"),
+    "05": (
+        "which interpolations of two models may be compared; a generator without an encoder",
+        "3, app. D; Figs 5-8",
+    ),
+    "06": ("what the paper's code did differently, and what that changes", "all of it"),
+}
+# The paper's claims in its own order, and the rows of the notebooks' tables that answer each.
+_CLAIMS = {
+    "P1": ["the metric of a deterministic generator is J^T J (eq. 1)"],
+    "P2": ["eq. 2 is the expected metric"],
+    "P3": ["a feature map on a deterministic generator (eq. 3)"],
+    "P4": ["eq. 4 is the expected metric (app. E)"],
+    "P5": ["cubic B-spline, knots inserted without moving it (app. A)"],
+    "P6": ["least energy is a geodesic (2.1)"],
+    "P7": ["it agrees with the geodesic equation (2.1)"],
+    "P8": ["RBF variance improves the estimate (Figs 1, 7)"],
+    "P9": [
+        "logistic regression tells the digits apart (app. B)",
+        "Fig. 3: fewer digits through the classifier",
+        "geodesics pass as few clusters as possible (app. B)",
+    ],
+    "P10": ["VGG-19 as a feature map (2.2)"],
+    "P11": ["the metric is highly anisotropic (Fig. 1)", "maximal eigenvectors vary in direction"],
+    "P12": ["where large improvements lie (Fig. 2)"],
+    "P13": [
+        "mean relative improvement over 1000 samples (Algorithm 1, Figs 2, 4)",
+        "the maximal eigenvector is the worst direction (2.3)",
+        "interpolations between data points",
+    ],
+    "P14": [
+        "VAE1 has 16 times the parameters of VAE2 (app. D)",
+        "improvements of two models can differ vastly (Fig. 6)",
+        "some pairs are comparable (app. D)",
+        "similar improvements show similar neighbourhoods (section 3)",
+    ],
+    "P15": ["without an encoder, codes can be searched for (section 3)"],
+    "P16": ["the optimiser is not a global one (section 4)"],
+}
+
+
+def _notebooks(numbers: str) -> list[Path]:
+    return sorted((ROOT / "notebooks").glob(f"{numbers}_*.ipynb"))
+
+
+def _table(notebook: Path) -> list[str]:
+    """Lines of the notebook's table of results."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            table = output.get("data", {}).get("text/markdown", "")
+            if table.startswith("| claim | paper |"):
+                return table.splitlines()
+    raise ValueError(f"{notebook.name} shows no table that begins with '| claim | paper |': run make notebooks")
+
+
+def record_times() -> None:
+    """Keep the run times of the notebooks that `make notebooks` has just run, and where that was."""
+    summary = json.loads((artifacts.runs_folder() / "default" / "summary.json").read_text())
+    recorded = json.loads(_TIMES.read_text()) if _TIMES.exists() else {"seconds": {}}
+    recorded["seconds"] |= {
+        run["notebook"][:2]: run["seconds"] for run in summary["notebooks"] if run["status"] == "ok"
+    }
+    recorded["seconds"] = dict(sorted(recorded["seconds"].items()))
+    recorded["provenance"] = artifacts.provenance(seed=0, command="make notebooks")
+    _TIMES.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+
+
+def minutes(number: str) -> str:
+    """Run time of notebook `number` as recorded, to the half minute."""
+    seconds = json.loads(_TIMES.read_text())["seconds"][number]
+    return f"{max(0.5, round(seconds / 30) / 2):g} min"
 
 
 def results() -> str:
-    lines = ["| notebook | claim | paper | measured | verdict |", "|---|---|---|---|---|"]
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                table = output.get("data", {}).get("text/markdown", "")
-                if table.startswith("| claim | paper |"):
-                    lines += [f"| {path.name[:2]} {row}" for row in table.splitlines()[2:]]
+    """The tables of the committed notebooks, in the order of the paper's claims."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in _notebooks("0[1-5]"):
+        rows = [row.strip("| ").split(" | ") for row in _table(path)[2:]]
+        found |= {claim: (" | ".join(rest), path.name) for claim, *rest in rows}
+    if unplaced := set(found) - {claim for claims in _CLAIMS.values() for claim in claims}:
+        raise ValueError(f"tests/readme.py does not know which claim of the paper these rows answer: {unplaced}")
+    lines = ["| | claim | paper | ours | verdict | notebook, run time |", "|---|---|---|---|---|---|"]
+    for number, claims in _CLAIMS.items():
+        for claim in claims:
+            rest, name = found[claim]
+            lines.append(f"| {number} | {claim} | {rest} | [{name[:2]}](notebooks/{name}), {minutes(name[:2])} |")
+    geodesics = json.loads((BENCHMARKS / "geodesics.json").read_text())["methods"]
+    ours, original = (geodesics[name]["decoder rows a pair"] for name in ("lgi gauss-newton", "original scheme"))
+    lines.append(
+        f"| P16 | the Jacobian is expensive (section 4) | stated | decoder passes a curve: {original:,.0f} by "
+        f"copies of each point, {ours:,.0f} by `lgi` | no longer | [geodesics.py](tests/benchmarks/geodesics.py) |"
+    )
+    return "\n".join(lines)
+
+
+def departures() -> str:
+    """What the original code's choices change: the table of notebook 06."""
+    (path,) = _notebooks("06")
+    return "\n".join(_table(path))
+
+
+def series() -> str:
+    lines = ["| notebook | question | paper | 2 CPU cores | GPU |", "|---|---|---|---|---|"]
+    for path in _notebooks("0[1-6]"):
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ").replace("·", "")
+        question, paper = _SERIES[path.name[:2]]
+        name = " ".join(title.split())
+        lines.append(
+            f"| [{name}](notebooks/{path.name}) | {question} | {paper} | {minutes(path.name[:2])} | not measured |"
+        )
     return "\n".join(lines)
 
 
 def benchmark() -> str:
-    recorded = json.loads((ROOT / "tests" / "benchmarks" / "metric.json").read_text())
+    recorded = json.loads((BENCHMARKS / "metric.json").read_text())
     lines = ["| | method | points | points/s | peak MiB | points/s of lgi / of this |", "|---|---|---|---|---|---|"]
     for quantity, methods in recorded["results"].items():
         for method, rows in methods.items():
@@ -41,19 +159,23 @@ def benchmark() -> str:
 
 
 def geodesics() -> str:
-    recorded = json.loads((ROOT / "tests" / "benchmarks" / "geodesics.json").read_text())["methods"]
-    lines = ["| method | pairs | s a pair | decoder rows a pair | length, relative to the first | certified |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for method, row in recorded.items():
-        longer, certified = row["relative to gauss-newton, same pairs"], row.get("certified")
-        cells = [method, str(row["pairs"]), f"{row['seconds a pair']:.2g}", f"{row['decoder rows a pair']:,.0f}"]
-        cells += [f"{longer:+.3%}", "" if certified is None else f"{certified:.0%}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    recorded = json.loads((BENCHMARKS / "geodesics.json").read_text())
+    titles = ("method", "pairs", "s a pair", "time, relative to lgi's", "decoder rows a pair", "length", "certified")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for method, row in recorded["methods"].items():
+        times, certified = row.get("times lgi"), row.get("certified")
+        cells = [method, f"{row['pairs']:,}", f"{row['seconds a pair']:.2g}", "" if times is None else f"{times:,.0f}"]
+        cells += [f"{row['decoder rows a pair']:,.0f}", f"{row['relative to gauss-newton, same pairs']:+.3%}"]
+        lines.append("| " + " | ".join([*cells, "" if certified is None else f"{certified:.0%}"]) + " |")
+    many = recorded["10,000 pairs"]
+    return "\n".join(lines) + (
+        f"\n\n10,000 pairs in one call: {many['seconds']:.0f} s, {many['certified']:.0%} certified, "
+        f"{many['peak memory in GiB']:.1f} GiB at most."
+    )
 
 
 def algorithm1() -> str:
-    recorded = json.loads((ROOT / "tests" / "benchmarks" / "algorithm1.json").read_text())
+    recorded = json.loads((BENCHMARKS / "algorithm1.json").read_text())
     lines = ["| method | pairs | s a pair | decoder rows a pair | mean improvement | the same pairs by lgi |"]
     lines += ["|---|---|---|---|---|---|"]
     for method, row in recorded["methods"].items():
@@ -70,7 +192,14 @@ def algorithm1() -> str:
     return "\n".join(lines)
 
 
-_PARTS = (("results", results), ("benchmark", benchmark), ("geodesics", geodesics), ("algorithm1", algorithm1))
+_PARTS = (
+    ("series", series),
+    ("results", results),
+    ("departures", departures),
+    ("benchmark", benchmark),
+    ("geodesics", geodesics),
+    ("algorithm1", algorithm1),
+)
 
 
 def generated(text: str) -> str:
@@ -84,5 +213,7 @@ def generated(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if "--times" in sys.argv[1:]:
+        record_times()
     readme = ROOT / "README.md"
     readme.write_text(generated(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,16 +1,11 @@
-"""The package's structure: who imports whom, what importing costs, what is exported, what is installed."""
+"""The package's structure: who imports whom, what importing costs, what is exported."""
 
 import ast
-import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import lgi
 
@@ -124,44 +119,3 @@ def test_contract_is_exported():
     assert expected <= set(lgi.__all__)
     for name in lgi.__all__:
         assert getattr(lgi, name).__doc__, name
-
-
-# --- what is installed -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def test_conda_environment_installs_the_same(project):
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    (nested,) = [entry for entry in environment["dependencies"] if isinstance(entry, dict)]
-    python = [Requirement(entry) for entry in plain if Requirement(entry).name == "python"]
-    assert [str(requirement.specifier) for requirement in python] == [project["requires-python"]]
-    assert sorted(Requirement(entry).name for entry in plain) == ["pip", "python"]
-    # The lock holds the same versions for both ways of installing; anything else would be a second list to keep.
-    assert nested == {"pip": ["--constraint requirements.lock", "--editable .[dev]"]}
-
-
-def test_lock_pins_every_direct_dependency(project):
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    assert "://" not in text
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;,*]+( ?; .+)?", line)] == []
-    locked = {}
-    for line in lines:
-        requirement = Requirement(line)
-        (pin,) = requirement.specifier
-        locked.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
-    extras = project["optional-dependencies"]
-    direct = [
-        Requirement(entry) for entry in project["dependencies"] + extras["notebooks"] + extras["sweeps"] + extras["dev"]
-    ]
-    for requirement in direct:
-        if requirement.name == project["name"]:
-            continue
-        versions = locked.get(canonicalize_name(requirement.name), [])
-        assert versions, f"{requirement.name} is not locked"
-        assert all(requirement.specifier.contains(version) for version in versions), f"{requirement} against {versions}"

@@ -491,6 +491,20 @@ def test_models_may_differ_in_everything():
         _ = found.rank_correlation
 
 
+def compared(a, b, threshold=0.02):
+    """Comparison of improvements that are given."""
+    others = ("straight_length", "length", "converged", "residual", "curve")
+    rest = {f"{name}_{m}": torch.ones(len(a)) for name in others for m in "ab"}
+    return improvement.Comparison(improvement_a=a, improvement_b=b, threshold=threshold, relative=False, **rest)
+
+
+def test_comparable_whichever_model_improves_more():
+    a, b = torch.tensor([0.10, 0.30, 0.20, 0.05]), torch.tensor([0.11, 0.10, 0.50, 0.03])
+    found = compared(a, b, threshold=0.015)
+    assert found.comparable.tolist() == [True, False, False, False]
+    assert found.order.tolist() == [0, 3, 1, 2]
+
+
 def test_threshold_may_be_relative():
     a, b, first, second = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1)), pairs(), pairs(seed=1)
     found = compare_models(a, b, *first, *second, threshold=0.88, relative=True, settings=QUICK)
@@ -535,13 +549,6 @@ def test_the_curves_are_those_measured():
 def test_differences_within_rounding_are_zeros():
     """A model in two precisions: without effect, however regular the rounding."""
     fine = torch.linspace(0.01, 0.3, 30, dtype=torch.float64)
-    one = torch.ones(30)
-
-    def compared(a, b):
-        others = ("straight_length", "length", "converged", "residual", "curve")
-        ends = {f"{name}_{m}": one for name in others for m in "ab"}
-        return improvement.Comparison(improvement_a=a, improvement_b=b, threshold=0.02, relative=False, **ends)
-
     assert compared(fine.float(), fine + 2e-7).signed_rank == (0, 1)
     assert compared(fine, fine + 2e-7).signed_rank.p_value < 1e-3
     shift = 0.01 * fine * (fine > 0.15)

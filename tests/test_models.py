@@ -60,6 +60,17 @@ def test_shapes_follow_the_latent_dimension(latent_dim, normalisation):
     assert mean.max() <= 1
 
 
+def test_encoder_gives_mean_and_standard_deviation():
+    """Where the last layer has no weights, its biases are the mean and the logarithm of the standard deviation."""
+    encoder = Encoder(Architecture(channels=(2, 3), hidden=4))
+    with torch.no_grad():
+        encoder.body[-1].weight.zero_()
+        encoder.body[-1].bias.copy_(torch.tensor([0.5, -2.0, math.log(0.3), math.log(2.0)]))
+    mean, std = encoder(torch.rand(3, 1, 28, 28))
+    torch.testing.assert_close(mean, torch.tensor([0.5, -2.0]).expand(3, 2))
+    torch.testing.assert_close(std, torch.tensor([0.3, 2.0]).expand(3, 2))
+
+
 @pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
 def test_fused_equals_original(normalisation):
     torch.manual_seed(0)

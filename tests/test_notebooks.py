@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import smoke
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +231,8 @@ def test_smoke_run_of_the_series(tmp_path):
     summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
     assert [record["notebook"] for record in summary["notebooks"]] == [path.stem for path in COMMITTED]
     assert all(record["headline"] for record in summary["notebooks"])
+    found = smoke.differences(smoke.results_of(tmp_path / "runs" / "smoke"), smoke.recorded_results())
+    assert not found, "\n".join([*found, smoke.REMEDY])
 
 
 # --- each check fails on a bad notebook ------------------------------------------------------------------------------

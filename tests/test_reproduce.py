@@ -337,6 +337,33 @@ def test_commit_formats_executes_and_cleans(series):
     assert path.read_text() == text
 
 
+def test_commit_renews_the_solutions_of_the_same_numbers(series):
+    (series.folder / "solutions").mkdir()
+    for name in ("01_a", "02_b"):
+        series(name, "1+1")
+    paths = [
+        series(f"solutions/{number}_solutions", "x = 2+2", "x", parameters="n: int = 3") for number in ("01", "02")
+    ]
+    other = paths[1].read_bytes()
+    assert run(series, "commit", "--only", "01") == 0
+    cells = nbformat.read(paths[0], 4).cells[1:]
+    assert [cell.source for cell in cells] == ["n: int = 3", "x = 2 + 2", "x"]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+    assert cells[2].outputs[0].data == {"text/plain": "4"}
+    assert paths[1].read_bytes() == other
+    summary = json.loads((series.runs / "default" / "summary.json").read_text())
+    assert [record["notebook"] for record in summary["notebooks"]] == ["01_a"]
+
+
+def test_commit_leaves_solutions_alone_that_fail(series):
+    (series.folder / "solutions").mkdir()
+    series("01_a", "1")
+    path = series("solutions/01_solutions", "assert 1 == 2")
+    content = path.read_bytes()
+    assert run(series, "commit") == 1
+    assert path.read_bytes() == content
+
+
 def test_commit_writes_nothing_when_a_notebook_fails(series, capsys):
     contents = {path: path.read_bytes() for path in (series("01_a", "x = 1"), series("02_b", "1 / 0"))}
     assert run(series, "commit") == 1

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lgi import artifacts
+from lgi import artifacts, training
 from lgi.datasets import optdigits
 from lgi.models import GAN, VAE, Architecture
 from lgi.training import (
     GAN_RECIPES,
     RECIPES,
+    ElboTerms,
     GANRecipe,
     GANSettings,
     Recipe,
@@ -112,6 +113,31 @@ def test_training_is_seeded(images):
     z = torch.zeros(1, 2)
     assert torch.equal(a.decoder(z)[0], b.decoder(z)[0])
     assert not torch.equal(a.decoder(z)[0], c.decoder(z)[0])
+
+
+def test_epochs_have_batches_and_noise_of_their_own(images, monkeypatch):
+    seen = []
+
+    def noting(function):
+        def wrapped(model, x, noise, **options):
+            seen.append((x.detach().clone(), noise))
+            return function(model, x, noise, **options)
+
+        return wrapped
+
+    settings = {"epochs": 3, "batch_size": len(images[0])}
+    monkeypatch.setattr(training, "elbo_terms", noting(elbo_terms))
+    monkeypatch.setattr(training, "evaluate", lambda *_: ElboTerms(torch.zeros(1), torch.zeros(1)))
+    trained(images, dataclasses.replace(QUICK, **settings))
+    monkeypatch.setattr(training, "_discriminator_losses", noting(_discriminator_losses))
+    trained_gan(images, dataclasses.replace(QUICK_GAN, **settings))
+    assert len(seen) == 6
+    for epochs in (seen[:3], seen[3:]):
+        for (x, noise), (other_x, other_noise) in itertools.combinations(epochs, 2):
+            assert not torch.equal(x, other_x)
+            assert not torch.equal(noise, other_noise)
+            # All images, in another order.
+            torch.testing.assert_close(x.sum(0), other_x.sum(0))
 
 
 def test_interrupted_training_resumes_to_the_same_model(images, tmp_path):

@@ -64,6 +64,21 @@ def test_shipped_codes(name):
     assert (codes.z.var(0) > 0.1).all()
 
 
+@pytest.mark.parametrize("name", zoo.CODES)
+def test_codes_are_those_of_the_model_asked_for(name):
+    """At its own codes a model generates the digits of their labels, at the codes of another one less often."""
+    model, classifier = lgi.load_model(name), lgi.load_model("logistic_regression")
+    share = {}
+    for other in zoo.CODES:
+        codes = lgi.load_codes(other)
+        z, label = codes.z[::8], codes.label[::8]
+        images = model.generator(z) if name == "gan" else model.decoder(z)[0]
+        share[other] = (classifier.predict(images) == label).double().mean()
+    own = share.pop(name)
+    assert own > 0.85
+    assert all(value < 0.75 for value in share.values()), share
+
+
 def test_shipped_gan_is_ready_for_geometry():
     gan = lgi.load_model("gan")
     assert not gan.training

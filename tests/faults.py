@@ -1,0 +1,696 @@
+"""The faults that tests/mutations.py makes: realistic ones, many of them those of the paper's original code.
+
+Each needs text that occurs once in its file; tests/test_mutations.py fails when that text has changed since.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: in ``file``, ``old`` (found there once) becomes ``new``, which ``tests`` (below tests/) ought to notice.
+
+    ``why`` says what would be wrong for a user.
+    """
+
+    name: str
+    why: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _in(module: str, *faults: tuple[str, str, str, str, Sequence[str]]) -> list[Fault]:
+    """Faults of a module of lgi, whose tests are in the file of the same name where none is given."""
+    made = []
+    for name, why, old, new, tests in faults:
+        ids = tuple(test if ".py" in test else f"test_{module}.py::{test}" for test in tests)
+        made.append(Fault(name, why, f"lgi/{module}.py", old, new, ids))
+    return made
+
+
+FAULTS: list[Fault] = [
+    *_in(
+        "spline",
+        (
+            "basis closed on both sides",
+            "the original code's basis: it sums to 2 on an inner knot (App. A)",
+            "N = torch.nn.functional.one_hot(span, len(knots) - 1).to(torch.float64)",
+            "N = ((T[:-1] <= x[:, None]) & (x[:, None] <= T[1:]) & (T[:-1] < T[1:])).double()",
+            ["test_equals_scipy_everywhere", "test_basis_is_a_partition_of_unity"],
+        ),
+        (
+            "derivative without its order",
+            "velocities too small, and with them lengths and energies",
+            "scaled = N * torch.where(width > 0, (k - 1) / width, 0.0)",
+            "scaled = N * torch.where(width > 0, 1 / width, 0.0)",
+            ["test_equals_scipy_everywhere", "test_line_has_constant_speed"],
+        ),
+        (
+            "knot beside the middle",
+            "refinement is not that of App. A",
+            "u = float(T[j] + T[j + 1]) / 2",
+            "u = float(2 * T[j] + T[j + 1]) / 3",
+            ["test_default_insertion_halves_the_largest_interval"],
+        ),
+        (
+            "insertion with exchanged weights",
+            "a curve changes when it is given one more control point",
+            "return CubicBSpline((1 - a) * left + a * right,",
+            "return CubicBSpline(a * left + (1 - a) * right,",
+            ["test_insertion_keeps_the_curve"],
+        ),
+    ),
+    *_in(
+        "metric",
+        (
+            "sigma term subtracted",
+            "wrong sign in eq. 2: uncertain regions attract curves",
+            "        columns = self._columns(z)[1]\n        return columns @ columns.mT\n",
+            "        columns = self._columns(z)[1]\n        signs = torch.ones_like(columns[0, 0])\n"
+            "        signs[self._sizes.n_features :] = -1\n        return (columns * signs) @ columns.mT\n",
+            ["test_equals_brute_force"],
+        ),
+        (
+            "sigma term dropped",
+            "eq. 1 in place of eq. 2: no trace of the decoder's uncertainty",
+            "        columns = self._columns(z)[1]\n        return columns @ columns.mT\n",
+            "        columns = self._columns(z)[1][..., : self._sizes.n_features]\n"
+            "        return columns @ columns.mT\n",
+            ["test_equals_brute_force"],
+        ),
+        (
+            "sigma term missing in the speed",
+            "the tensor is right, lengths and energies are not",
+            "return self._push(z, v).square().sum(-1)",
+            "return self._push(z, v)[:, : self._sizes.n_features].square().sum(-1)",
+            ["test_equals_brute_force_to_rounding_for_all_methods"],
+        ),
+        (
+            "variance for standard deviation",
+            "the second output of a decoder is taken for what it is not",
+            "mean, std = parts[0], parts[1] if len(parts) == 2 else None",
+            "mean, std = parts[0], parts[1].square() if len(parts) == 2 else None",
+            ["test_equals_brute_force"],
+        ),
+        (
+            "diagonal of eq. 4 dropped",
+            "the feature map weighs the mean and not the standard deviation",
+            "norms = _square_root(self._squared_columns(mean)[0])",
+            "norms = torch.ones_like(self._squared_columns(mean)[0])",
+            ["test_equals_brute_force"],
+        ),
+        (
+            "diagonal of eq. 4 squared",
+            "diag(M_F) enters with its square",
+            "norms = _square_root(self._squared_columns(mean)[0])",
+            "norms = self._squared_columns(mean)[0]",
+            ["test_equals_brute_force"],
+        ),
+        (
+            "feature Jacobian detached",
+            "the original code's: the metric is right, the gradient of the energy is not",
+            "features, pull = vjp(self.feature_map, mean)[:2]",
+            "features, pull = vjp(self.feature_map, mean.detach())[:2]",
+            ["test_gradients_against_finite_differences", "test_a_detached_feature_jacobian_would_be_seen"],
+        ),
+        (
+            "volume without the root",
+            "the background of Fig. 2 is that of log det M",
+            "return eigenvalues.clamp_min(0).log().sum(-1) / 2",
+            "return eigenvalues.clamp_min(0).log().sum(-1)",
+            ["test_closed_forms"],
+        ),
+        (
+            "condition number by natural logarithm",
+            "the background of Fig. 1 is 2.3 times too large",
+            "largest.log10() - smallest.log10()",
+            "largest.log() - smallest.log()",
+            ["test_closed_forms"],
+        ),
+        (
+            "eigenvalues in single precision",
+            "small eigenvalues are rounding, and with them condition numbers",
+            "columns = self._columns(z)[1].double()",
+            "columns = self._columns(z)[1]",
+            ["test_condition_number_is_resolved_in_float32"],
+        ),
+        (
+            "first point of a chunk for all of them",
+            "right for one point, wrong for many",
+            "whole[start:stop] = piece[: stop - start]",
+            "whole[start:stop] = piece[:1]",
+            ["test_results_do_not_depend_on_batch_or_chunk"],
+        ),
+        (
+            "infinite gradient where the speed is 0",
+            "an optimiser that meets a constant generator gets NaN",
+            "return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)",
+            "return torch.where(positive, x.sqrt(), 0)",
+            ["test_speed_zero_has_gradient_zero"],
+        ),
+        (
+            "train mode accepted",
+            "the metric of a decoder that draws dropout masks",
+            "if module.training and _depends_on_mode(module):",
+            "if module.training and not _depends_on_mode(module):",
+            ["test_metric_errors.py::test_train_mode"],
+        ),
+        (
+            "equal quadrature weights",
+            "lengths converge with the first power of the number of nodes",
+            "weights.append((b - a) / 2 * w)",
+            "weights.append(np.full_like(w, (b - a) / len(w)))",
+            ["test_metric_curves.py::test_circles_of_latitude", "test_metric_curves.py::test_parabola"],
+        ),
+        (
+            "one interval too many",
+            "the original code's length, too long by N / (N - 1)",
+            "return _square_root(squared_speed) @ weights",
+            "return _square_root(squared_speed) @ weights * (n_t / (n_t - 1) if n_t > 1 else 1)",
+            ["test_metric_curves.py::test_circles_of_latitude"],
+        ),
+        (
+            "half the energy",
+            "a factor that the paper does not have: L^2 <= E fails",
+            "    squared_speed, weights = _along(metric, curve, n_t)\n    return squared_speed @ weights",
+            "    squared_speed, weights = _along(metric, curve, n_t)\n    return squared_speed @ weights / 2",
+            ["test_metric_curves.py::test_energy_of_constant_and_of_linear_speed"],
+        ),
+        (
+            "path without its number of pieces",
+            "the length of a path falls with the number of its points",
+            "return n_pieces * self.points.diff(dim=-2)",
+            "return self.points.diff(dim=-2)",
+            ["test_metric_curves.py::test_path_of_points_is_the_sum_of_its_pieces"],
+        ),
+    ),
+    *_in(
+        "models",
+        (
+            "batch norm left out",
+            "the fused decoder is another decoder",
+            "kept[-1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))",
+            "kept[-1] = before",
+            ["test_fused_equals_original"],
+        ),
+        (
+            "fused parameters not frozen",
+            "every derivative keeps its graph, and memory grows until the process is killed",
+            "return fused.requires_grad_(False)",
+            "return fused",
+            ["test_fused_equals_original"],
+        ),
+        (
+            "RBF variance for standard deviation",
+            "1 / precision in place of its root",
+            "return self.precision(z).rsqrt()",
+            "return self.precision(z).reciprocal()",
+            ["test_rbf_at_a_centre_far_from_the_others"],
+        ),
+        (
+            "RBF with unsquared distance",
+            "kinks at the centres, and heavier tails than were fitted",
+            "torch.exp(-self.bandwidths * (z[:, None, :] - self.centres).square().sum(-1))",
+            "torch.exp(-self.bandwidths * (z[:, None, :] - self.centres).norm(dim=-1))",
+            ["test_rbf_at_a_centre_far_from_the_others"],
+        ),
+        (
+            "encoder gives the variance",
+            "codes are drawn with the square of the standard deviation",
+            "return mean, log_std.exp()",
+            "return mean, (2 * log_std).exp()",
+            ["test_encoder_gives_mean_and_standard_deviation"],
+        ),
+    ),
+    *_in(
+        "features",
+        (
+            "sigmoid for softmax",
+            "probabilities of classes that do not sum to 1",
+            "else logits.softmax(-1)",
+            "else logits.sigmoid()",
+            ["test_features.py::TestLogisticRegression::test_two_classes_by_hand"],
+        ),
+        (
+            "normalisation with the inverse",
+            "VGG-19 sees colours that it was not trained on",
+            "- mean) / std",
+            "- mean) * std",
+            ["test_features.py::TestVGG19Features::test_layer_is_torchvisions"],
+        ),
+        (
+            "value range ignored",
+            "images in [-1, 1] reach VGG-19 unscaled",
+            "((images - black) / (white - black) - mean)",
+            "(images - mean)",
+            ["test_features.py::TestVGG19Features::test_value_range_and_channels"],
+        ),
+    ),
+    *_in(
+        "geodesic",
+        (
+            "measured on the optimised points",
+            "the original code's: what was optimised looks shorter than it is",
+            "fine = max(math.ceil(1.5 * degree), math.ceil(_MEASURED / (n_spans * pieces)))",
+            "fine = degree",
+            ["test_certificates_are_what_they_say"],
+        ),
+        (
+            "always converged",
+            "a certificate that says nothing",
+            "        converged = residual <= tolerance\n",
+            "        converged = residual < torch.inf\n",
+            ["test_iterations_are_limited_and_reported"],
+        ),
+        (
+            "residual without the energy's factor",
+            "the tolerance means twice what it says",
+            "return (squared / (4 * energy)",
+            "return (squared / energy",
+            ["test_squared_residual_is_the_relative_excess_of_energy"],
+        ),
+        (
+            "longer than straight is kept",
+            "improvements below 0",
+            "longer = moved & ~(sample.length < straight)",
+            "longer = moved & (sample.length < 0)",
+            ["test_line_is_kept_where_the_curve_of_least_energy_is_longer"],
+        ),
+        (
+            "improvement relative to the shorter curve",
+            "Algorithm 1 divides by the straight length: too large",
+            "(found.straight_length - found.length) / found.straight_length, 0)",
+            "(found.straight_length - found.length) / found.length, 0)",
+            ["test_geodesic_search.py::test_improvement_is_relative_to_the_straight_length"],
+        ),
+        (
+            "error of a length reported as 0",
+            "no user would look twice at a length that is not resolved",
+            "found.length_error[index] = error + 4",
+            "found.length_error[index] = 0 * error + 4",
+            ["test_certificates_are_what_they_say"],
+        ),
+        (
+            "no knot is ever inserted",
+            "the original code with its defaults: two free control points",
+            "refine = can_go_on & (promise > settings.length_tolerance) & self._has_finer_knots(number)",
+            "refine = can_go_on & (promise > torch.inf) & self._has_finer_knots(number)",
+            ["test_distances_of_surfaces"],
+        ),
+        (
+            "equal weights in spectral elements",
+            "the energy that is minimised is not that of the curve",
+            "weights = 2 / (degree * (degree + 1) * legendre(x) ** 2)",
+            "weights = np.full(degree + 1, 2 / (degree + 1))",
+            ["test_distances_of_surfaces"],
+        ),
+        (
+            "every step is taken",
+            "the search leaves a valley for good where the model of the energy is wrong",
+            "better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)",
+            "better = gradient.isfinite().all(-1)",
+            ["test_geodesic_search.py::test_energy_of_the_best_curve_does_not_rise"],
+        ),
+        (
+            "curvature with the wrong sign",
+            "second derivatives that make the search slower than without them",
+            'torch.einsum("kij,ckab->ciajb", mass, bend))',
+            'torch.einsum("kij,ckab->ciajb", mass, -bend))',
+            ["test_geodesic_search.py::test_second_derivatives_of_the_energy_are_those_of_its_gradient"],
+        ),
+        (
+            "longest of all starts",
+            "more starts make results worse",
+            "chosen = lengths.argmin(0)",
+            "chosen = lengths.argmax(0)",
+            ["test_other_starts_find_the_way_round"],
+        ),
+        (
+            "bent starts by the place in the chunk",
+            "results depend on how many curves are worked on at a time",
+            "(apart + offset).tolist()",
+            "apart.tolist()",
+            ["test_bent_starts_depend_on_seed_and_pair_alone"],
+        ),
+        (
+            "bent starts shared by all pairs",
+            "curves of different pairs are not independent",
+            "np.random.default_rng((settings.seed, i))",
+            "np.random.default_rng((settings.seed,))",
+            ["test_geodesic_search.py::test_equal_pairs_have_different_bent_starts"],
+        ),
+        (
+            "Euclidean edges in the graph",
+            "the graph's path is the straightest in latent space, not the shortest",
+            "lengths = curve_length(self.metric, torch.stack([a, b], dim=-2), n_t=_EDGE_NODES)",
+            "lengths = torch.linalg.vector_norm(b - a, dim=-1)",
+            ["test_geodesic_search.py::test_graph_weighs_edges_by_decoded_length"],
+        ),
+    ),
+    *_in(
+        "geodesic_ode",
+        (
+            "gradient of the energy without its half",
+            "not the geodesic equation, and an oracle that is wrong",
+            "(torch.stack(along, dim=-1) - z_gradient / 2)",
+            "(torch.stack(along, dim=-1) - z_gradient)",
+            ["test_residual_of_a_geodesic_is_zero"],
+        ),
+        (
+            "geodesics bent the other way",
+            "the sign of the Christoffel term",
+            "return -_covector_to_vector(metric.tensor(z), defect)",
+            "return _covector_to_vector(metric.tensor(z), defect)",
+            ["test_exponential_map_meets_the_boundary_value_problem"],
+        ),
+        (
+            "residual in units of the speed",
+            "a certificate that depends on the units of the data",
+            "return (squared / speed).sqrt()",
+            "return squared.sqrt()",
+            ["test_residual_does_not_depend_on_coordinates_or_scale"],
+        ),
+    ),
+    *_in(
+        "inversion",
+        (
+            "residual of the sum",
+            "28 times too large, and every sample out of reach",
+            '["error"].double().square().mean(1).sqrt()',
+            '["error"].double().square().sum(1).sqrt()',
+            ["test_nearest_point_of_a_sphere", "test_spread_and_relative_residual"],
+        ),
+        (
+            "worst of the starts",
+            "codes of samples that look like another digit",
+            "found.objective.argmin(1)",
+            "found.objective.argmax(1)",
+            ["test_several_basins_need_several_starts"],
+        ),
+        (
+            "prior without effect",
+            "codes far out, where the generator was never trained",
+            "+ self.weight * z.double().square().sum(1)",
+            "+ 0 * z.double().square().sum(1)",
+            ["test_affine_generator_is_least_squares", "test_against_scipy"],
+        ),
+        (
+            "reached where it is not",
+            "the threshold turned round",
+            "reached=relative <= threshold",
+            "reached=relative >= threshold",
+            ["test_unreachable_samples_are_flagged"],
+        ),
+        (
+            "standard deviation inverted",
+            "the code of the sample whose uncertainty looks like the sample",
+            "return output[0] if isinstance(output, tuple | list) else output",
+            "return output[1] if isinstance(output, tuple | list) else output",
+            ["test_the_mean_of_a_stochastic_generator_is_inverted"],
+        ),
+    ),
+    *_in(
+        "datasets",
+        (
+            "checksum not compared",
+            "training on a damaged file",
+            "if md5 != _MNIST_MD5[file.name]:",
+            "if not md5:",
+            ["test_corruption_names_file_and_both_checksums"],
+        ),
+        (
+            "validation images in the training set",
+            "held-out numbers that are not held out",
+            "else order[_N_VALIDATION:]).sort()",
+            "else order[_N_VALIDATION // 2 :]).sort()",
+            ["test_splits_partition_the_training_set_whatever_the_digits"],
+        ),
+        (
+            "labels of other images",
+            "images and labels are ordered differently",
+            "label=label[keep],",
+            "label=label[keep].sort().values,",
+            ["test_pixels_labels_and_indices_belong_together"],
+        ),
+        (
+            "range from 0 whatever is asked for",
+            "a generator in [-1, 1] is trained on [0, 1]",
+            "images.mul_(high - low).add_(low)",
+            "images.mul_(high)",
+            ["test_range_is_minus_one_to_one_when_asked"],
+        ),
+    ),
+    *_in(
+        "zoo",
+        (
+            "codes of another model",
+            "the original two-model script: model 2 is judged at the codes of model 1",
+            "return restore_codes(_shipped(name), device)",
+            'return restore_codes(_shipped("vae1"), device)',
+            ["test_codes_are_those_of_the_model_asked_for"],
+        ),
+        (
+            "constant of the first epoch",
+            "the constant standard deviation is not the trained one",
+            '["history"][-1]["std"]',
+            '["history"][0]["std"]',
+            ["test_training.py::test_train_or_load_trains_once_and_restores"],
+        ),
+        (
+            "shipped decoder not fused",
+            "geometry through batch norms and with parameters that require gradients",
+            "return fuse(vae) if fused else vae.eval()",
+            "return vae.eval()",
+            ["test_shipped_decoder_is_ready_for_geometry"],
+        ),
+    ),
+    *_in(
+        "study",
+        (
+            "interval of 90 %",
+            "too narrow for what it is called",
+            '        method="percentile",\n',
+            '        method="percentile",\n        confidence_level=0.9,\n',
+            ["test_statistics"],
+        ),
+        (
+            "foreign shards merged",
+            "a mean over samples of two studies",
+            'if found := _differences(first.settings | {"shard": None}, study.settings | {"shard": None}):',
+            "if found := []:",
+            ["test_shards_that_do_not_make_a_study"],
+        ),
+        (
+            "chunk lost between shards",
+            "fewer samples than were asked for",
+            "return range(n_chunks * (i - 1) // n, n_chunks * i // n)",
+            "return range(n_chunks // n * (i - 1), n_chunks // n * i)",
+            ["test_shards_make_the_same_file"],
+        ),
+        (
+            "chunks overlap",
+            "samples that count twice",
+            'return range(number * size, min((number + 1) * size, settings["n_samples"]))',
+            'return range(number * size, min((number + 1) * size + 1, settings["n_samples"]))',
+            ["test_improvement.py::test_a_sample_is_the_same_whatever_is_drawn_beside_it"],
+        ),
+        (
+            "undefined improvements count as 0",
+            "a mean that is too small where the generator is constant",
+            "self.improvement[self.defined].double()",
+            "self.improvement.double()",
+            ["test_samples_without_an_improvement_are_in_no_statistic"],
+        ),
+        (
+            "study written over another",
+            "days of computation are gone",
+            "            _refuse_another(path, stored.settings, self.settings)\n",
+            "",
+            ["test_a_study_is_not_written_over_another"],
+        ),
+    ),
+    *_in(
+        "improvement",
+        (
+            "step away from the origin",
+            "footnote 1 of the paper turned round: lines leave the data",
+            "share = -(unit.mT @ z[..., None])[..., 0]",
+            "share = (unit.mT @ z[..., None])[..., 0]",
+            ["test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
+        ),
+        (
+            "step along the minimal eigenvector",
+            "the best case in place of the worst",
+            'largest=self.settings["direction"] == "maximal"',
+            'largest=self.settings["direction"] != "maximal"',
+            ["test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
+        ),
+        (
+            "step size without effect",
+            "all step sizes give the same number",
+            'step = self.settings["step_size"] * self.directions(start, vectors)',
+            "step = self.directions(start, vectors)",
+            ["test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
+        ),
+        (
+            "seed shared by all samples",
+            "a thousand times the same sample, and a confidence interval of 0",
+            "np.random.SeedSequence(seed, spawn_key=(i,))",
+            "np.random.SeedSequence(seed)",
+            ["test_starts_are_of_the_prior"],
+        ),
+        (
+            "seed by the place in the chunk",
+            "the sample changes with chunks and shards",
+            "        for i in samples:\n",
+            "        for i, _ in enumerate(samples):\n",
+            ["test_a_sample_is_the_same_whatever_is_drawn_beside_it"],
+        ),
+        (
+            "threshold turned round",
+            "pairs are comparable where the models differ most",
+            "self.difference.abs() <= self.threshold * scale",
+            "self.difference.abs() >= self.threshold * scale",
+            ["test_models_may_differ_in_everything"],
+        ),
+        (
+            "threshold on the signed difference",
+            "comparable whenever the second model improves more",
+            "self.difference.abs() <= self.threshold * scale",
+            "self.difference <= self.threshold * scale",
+            ["test_comparable_whichever_model_improves_more"],
+        ),
+        (
+            "relative for absolute",
+            "0.02 is two percentage points, not two per cent",
+            ".double() if self.relative else 1.0",
+            ".double() if not self.relative else 1.0",
+            ["test_threshold_may_be_relative"],
+        ),
+        (
+            "unpaired test",
+            "the pairs are the same for both models, which a rank-sum test does not use",
+            "        from scipy.stats import wilcoxon\n\n        found = wilcoxon(difference.numpy())",
+            "        from scipy.stats import mannwhitneyu\n\n"
+            "        found = mannwhitneyu(self.improvement_a.numpy(), self.improvement_b.numpy())",
+            ["test_paired_statistics"],
+        ),
+        (
+            "both models by one metric",
+            "a comparison of a model with itself at other points",
+            "result = shorten(metric, start, end, how)",
+            "result = shorten(metric_a, start, end, how)",
+            ["test_rotated_latent_space_and_scaled_output_change_nothing"],
+        ),
+    ),
+    *_in(
+        "training",
+        (
+            "divergence added to the bound",
+            "training away from the prior",
+            "return self.log_likelihood - self.kl",
+            "return self.log_likelihood + self.kl",
+            ["test_elbo_of_a_linear_gaussian_model"],
+        ),
+        (
+            "divergence with the wrong sign of the logarithm",
+            "codes without spread",
+            "- 1) - std.log()",
+            "- 1) + std.log()",
+            ["test_likelihood_and_kl_against_torch_distributions"],
+        ),
+        (
+            "likelihood with variance for standard deviation",
+            "residuals are weighed by 1 / sigma",
+            "density = -0.5 * ((x - mean) / std).square()",
+            "density = -0.5 * ((x - mean).square() / std)",
+            ["test_likelihood_and_kl_against_torch_distributions"],
+        ),
+        (
+            "residuals of other images",
+            "the original code's RBF fit: codes of a shuffled loader beside unshuffled images",
+            "code, target = torch.cat(codes), torch.cat(targets)",
+            "code, target = torch.cat(codes), torch.cat(targets).roll(1, 0)",
+            ["test_rbf_fit_recovers_a_known_variance_at_each_code"],
+        ),
+        (
+            "same batches in every epoch",
+            "each image always meets the same noise",
+            "        vae.train()\n        stream = _stream(settings.seed, epoch)",
+            "        vae.train()\n        stream = _stream(settings.seed)",
+            ["test_epochs_have_batches_and_noise_of_their_own"],
+        ),
+        (
+            "optimiser forgotten",
+            "an interrupted training ends in another model",
+            'optimizer.load_state_dict({"state": states[name],',
+            'optimizer.load_state_dict({"state": {},',
+            ["test_interrupted_training_resumes_to_the_same_model"],
+        ),
+        (
+            "last weights for averaged ones",
+            "the GAN is the iterate that training happened to end with",
+            "    gan.generator.load_state_dict(average.module.state_dict())\n",
+            "",
+            ["test_gan_training_is_seeded_and_averages"],
+        ),
+        (
+            "bandwidths by the inverse factor",
+            "the RBF network forgets between its centres",
+            "bandwidths = 0.5 / (bandwidth_factor * spread) ** 2",
+            "bandwidths = 0.5 * (bandwidth_factor / spread) ** 2",
+            ["test_centres_of_coincident_codes_have_a_bandwidth"],
+        ),
+    ),
+    *_in(
+        "artifacts",
+        (
+            "files written in place",
+            "a killed writer leaves half a model",
+            "os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call",
+            "target.write_bytes(temporary.read_bytes())",
+            ["test_a_killed_writer_leaves_the_old_or_the_new", "test_an_exception_between_the_steps"],
+        ),
+        (
+            "key without the version",
+            "results of old code are read as those of new code",
+            '"settings": _plain(settings, "settings"), "version": version}))',
+            '"settings": _plain(settings, "settings")}))',
+            ["test_anything_changed_is_computed_beside"],
+        ),
+        (
+            "shipped file for any settings",
+            "a changed parameter changes nothing",
+            'if document["settings_hash"] == wanted:',
+            'if document["settings_hash"]:',
+            ["test_shipped_is_read_where_it_fits_and_never_overwritten"],
+        ),
+        (
+            "digest not compared",
+            "an edited file is read as if it were whole",
+            'if embedded["digest"] != _sha256(_canonical(document), header, data):',
+            'if not embedded["digest"]:',
+            ["test_a_damaged_half_is_refused_by_name", "test_replaced_tensors_are_refused"],
+        ),
+    ),
+    *_in(
+        "plots",
+        (
+            "latent plane upside down",
+            "decoded images beside the codes of others",
+            "canvas = images[::-1]",
+            "canvas = images",
+            ["test_image_plane_puts_the_first_row_below"],
+        ),
+        (
+            "directions with a sign",
+            "streamlines break where eigenvectors flip",
+            "2 * direction[..., 0] * direction[..., 1]",
+            "direction[..., 0] * direction[..., 1]",
+            ["test_streamlines_of_circles_stay_on_circles_whatever_the_signs"],
+        ),
+    ),
+]

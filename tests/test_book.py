@@ -1,0 +1,442 @@
+"""The book made from the committed notebooks: its text, and how headless Chromium shows it."""
+
+import base64
+import importlib.util
+import io
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+import websocket
+from bs4 import BeautifulSoup
+from fontTools.ttLib import TTFont
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+specification = importlib.util.spec_from_file_location("book", NOTEBOOKS / "book.py")
+book = sys.modules["book"] = importlib.util.module_from_spec(specification)  # where dataclasses look for it
+specification.loader.exec_module(book)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder of the full edition."""
+    folder = tmp_path_factory.mktemp("site") / "book"
+    assert book.main(["--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """Parsed pages by name."""
+    return {path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in site.glob("*.html")}
+
+
+def sources():
+    """Notebooks of the full edition."""
+    return sorted([*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *(NOTEBOOKS / "solutions").glob("[0-9][0-9]_*.ipynb")])
+
+
+def equations(path):
+    """TeX of the equations in a notebook's Markdown, found in another way than the book does."""
+    cells = nbformat.read(path, as_version=4).cells
+    for text in (cell.source for cell in cells if cell.cell_type == "markdown"):
+        prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+        for display, inline in re.findall(r"\$\$(.+?)\$\$|\$(.+?)\$", prose, flags=re.DOTALL):
+            yield re.sub(r"\\tag\{.*?\}", "", display or inline).strip()
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_every_notebook_has_its_page(pages):
+    expected = {f"{path.stem}.html" for path in sources()} | {"index.html"}
+    expected |= {"instructor.html"} if (NOTEBOOKS / "instructor.md").exists() else set()
+    assert set(pages) == expected
+    assert "01_train_vaes.html" in expected
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
+def test_every_equation_is_converted(pages, path):
+    page = pages[f"{path.stem}.html"]
+    shown = [formula["alttext"] for formula in page.select(".prose math")]
+    assert shown == list(equations(path))
+    assert all(formula.get_text(strip=True) for formula in page("math"))
+    raw = page.find_all(string=re.compile(r"\$|\\[a-zA-Z(\[]"))
+    assert [text for text in raw if not text.find_parent(["code", "pre", "script"])] == []
+
+
+def test_the_font_has_what_equations_are_drawn_with(site, pages):
+    (data,) = re.findall(r"url\(data:font/woff;base64,(.*?)\)", (site / "book.css").read_text())
+    font = TTFont(io.BytesIO(base64.b64decode(data)))
+    drawn = {"√", "𝑧", "𝛾", "ℎ"}.union(*(formula.get_text() for page in pages.values() for formula in page("math")))
+    # Spaces, and the invisible characters that apply a function and choose a variant.
+    drawn -= set(" \n\u00a0\u2061\ufe00")
+    assert [character for character in drawn if ord(character) not in font.getBestCmap()] == []
+    assert "MATH" in font
+    assert "STIX" in font["name"].getDebugName(0), "the font's licence wants its copyright notice kept"
+
+
+def test_numbered_equations_have_their_number(pages):
+    numbers = [number.get_text() for number in pages["02_metric_fields.html"].select(".equation > .number")]
+    assert numbers == ["(1)", "(2)", "(4)"]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
+def test_every_figure_is_there_and_described(site, pages, path):
+    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+    drawn = [output for output in outputs if "image/png" in output.get("data", {})]
+    images = pages[f"{path.stem}.html"].select("figure.output img")
+    assert len(images) == len(drawn)
+    for image in pages[f"{path.stem}.html"]("img"):
+        assert (site / image["src"]).read_bytes().startswith(b"\x89PNG")
+        assert len(image["alt"]) > 20, image
+        assert "$" not in image["alt"]
+    assert len({image["alt"] for image in images}) == len(images)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
+def test_every_cell_and_output_is_there(pages, path):
+    cells = nbformat.read(path, 4).cells
+    shown = pages[f"{path.stem}.html"].select("article > .cell")
+    assert [("code" in cell["class"]) for cell in shown] == [cell.cell_type == "code" for cell in cells]
+    for cell, there in zip(cells, shown, strict=True):
+        if cell.cell_type == "code":
+            assert there.select_one(".highlight").get_text().strip() == cell.source.strip()
+            assert len(there.select(".output")) == len(cell.outputs)
+            assert all(output.get_text(strip=True) or output("img") for output in there.select(".output"))
+
+
+def test_captions_stand_below_their_figures(pages):
+    captions = [caption.get_text() for caption in pages["05_two_model_comparison.html"]("figcaption")]
+    assert [caption[:8] for caption in captions] == ["Figure 5", "Figure 6", "Figure 7", "Figure 8"]
+    assert not re.search(r"<em>Fig", str(pages["05_two_model_comparison.html"]))
+
+
+def test_links_lead_somewhere_and_nothing_is_loaded_from_elsewhere(site, pages):
+    inside = 0
+    for name, page in pages.items():
+        ids = [element["id"] for element in page(id=True)]
+        assert len(ids) == len(set(ids)), name
+        for link in page("a", href=True):
+            url = urlsplit(link["href"])
+            if url.scheme in ("http", "https"):
+                continue
+            assert not url.scheme, link
+            assert not url.path or (site / url.path).is_file(), link
+            assert not url.fragment or pages[url.path or name].find(id=url.fragment), link
+            inside += 1
+        for element in page(["img", "script", "link", "iframe", "source", "object"]):
+            address = urlsplit(element.get("src") or element.get("href") or "")
+            assert address.scheme in ("", "data"), element
+            assert not address.netloc, element
+    assert inside > 100
+    assert set(re.findall(r"url\(([a-z]+:)", (site / "book.css").read_text())) == {"data:"}
+    assert "@import" not in (site / "book.css").read_text()
+
+
+def test_pages_know_each_other(pages):
+    series = [name for name in pages if re.match(r"\d\d_(?!solutions)", name)]
+    for before, after in itertools.pairwise(sorted(series)):
+        assert pages[before].find("a", rel="next")["href"] == after
+        assert pages[after].find("a", rel="prev")["href"] == before
+    for name, page in pages.items():
+        assert page.find("nav").find("a", attrs={"aria-current": "page"})["href"] == name
+        contents = [link.get_text() for link in page.select("nav ol ol a")]
+        assert contents == [heading.get_text() for heading in page.select("h2")]
+        assert len(page("h1")) == 1
+        assert page.title.get_text().startswith(page.h1.get_text())
+
+
+def test_index_shows_the_series_and_its_results(pages):
+    text = pages["index.html"].get_text()
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        assert cells[0].source.splitlines()[0][2:] in text
+        assert pages["index.html"].select_one(f'article a[href="{path.stem}.html#results"]')
+    assert "on 2 CPU cores" in text
+
+
+def test_parameters_and_checks_are_pointed_out(pages):
+    for name, page in pages.items():
+        if re.match(r"\d\d_(?!solutions)", name):
+            assert "--only " + name[:2] in page.select_one(".cell.parameters .hint").get_text()
+            assert page.select_one(".cell.checks .hint")
+
+
+def test_every_table_scrolls_by_itself(pages):
+    tables = [table for page in pages.values() for table in page("table")]
+    assert len(tables) > 10
+    assert all(table.parent["class"] == ["wide"] for table in tables)
+
+
+# --- small books -----------------------------------------------------------------------------------------------------
+
+
+def small(tmp_path, *extra, solutions=(), instructor=None):
+    """Folder of a series of one notebook, as `main` takes it, and the command that makes its book."""
+    folder = tmp_path / "a folder" / "notebooks"
+    (folder / "solutions").mkdir(parents=True)
+    (folder.parent / "README.md").write_text("# Title\n\nWhat it is.\n")
+    write(folder / "01_first.ipynb", new_markdown_cell("# 01 · First\n\nWhy?\n\n**Run time:** a minute."), *extra)
+    for name, cell in dict(solutions).items():
+        write(folder / "solutions" / name, cell)
+    if instructor:
+        (folder / "instructor.md").write_text(instructor)
+    return ["--notebooks", str(folder), "--output", str(tmp_path / "out" / "book")]
+
+
+def write(path, *cells):
+    nbformat.write(new_notebook(cells=list(cells)), path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (new_markdown_cell("[a](02_second.ipynb)"), "leads nowhere"),
+        (new_markdown_cell("[a](#nothing)"), "not there"),
+        (new_markdown_cell("[a](01_first.ipynb#nothing)"), "not there"),
+        (new_markdown_cell(r"$\nonsense{x}$"), "cannot convert the equation"),
+        (new_markdown_cell("![a](https://example.org/a.png)"), "from the network"),
+        (new_markdown_cell("![](../README.md)"), "no description"),
+        (new_code_cell("1"), "without outputs"),
+        (new_code_cell("1", execution_count=1, outputs=[new_output("error", ename="E", evalue="")]), "an error in"),
+    ],
+)
+def test_an_unsound_book_is_refused_and_the_former_stays(tmp_path, capsys, cell, message):
+    command = small(tmp_path)
+    assert book.main(command) == 0
+    former = (tmp_path / "out" / "book" / "01_first.html").read_bytes()
+    write(Path(command[1]) / "01_first.ipynb", new_markdown_cell("# 01 · First\n\nOther."), cell)
+    assert book.main(command) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "01_first.ipynb" in error
+    assert (tmp_path / "out" / "book" / "01_first.html").read_bytes() == former
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["book"]
+
+
+def test_a_book_is_replaced_whole_and_nothing_else_is(tmp_path, capsys):
+    command = small(tmp_path)
+    assert book.main(command) == 0
+    (tmp_path / "out" / "book" / "00_gone.html").touch()
+    assert book.main(command) == 0
+    assert not (tmp_path / "out" / "book" / "00_gone.html").exists()
+    (tmp_path / "out" / "book" / "book.css").unlink()
+    assert book.main(command) == 2
+    assert "not a book" in capsys.readouterr().err
+    assert (tmp_path / "out" / "book" / "index.html").exists()
+
+
+def test_student_edition_has_no_solutions_and_no_links_to_them(tmp_path):
+    exercises = new_markdown_cell("## Exercises\n\nOne. See [the answer](solutions/01_solutions.ipynb#one).")
+    answers = new_markdown_cell("# Answers\n\nTo [01](../01_first.ipynb#Exercises).\n\n## One\n\nSECRET")
+    page = "# Teaching\n\n[Answers](solutions/01_solutions.ipynb), [licence](../README.md)"
+    command = small(tmp_path, exercises, solutions={"01_solutions.ipynb": answers}, instructor=page)
+    folder = tmp_path / "out" / "book"
+    assert book.main(command) == 0
+    assert {path.name for path in folder.glob("*.html")} == {
+        "index.html", "01_first.html", "01_solutions.html", "instructor.html",
+    }  # fmt: skip
+    first = BeautifulSoup((folder / "01_first.html").read_text(), "html.parser")
+    assert first.select_one(".prose a[href='01_solutions.html#one']")
+    assert first.select_one(".twin a[href='01_solutions.html']")
+    solution = BeautifulSoup((folder / "01_solutions.html").read_text(), "html.parser")
+    assert solution.select_one(".prose a[href='01_first.html#exercises']")
+    assert book.main([*command, "--edition", "student"]) == 0
+    assert {path.name for path in folder.glob("*.html")} == {"index.html", "01_first.html"}
+    text = (folder / "01_first.html").read_text()
+    assert "the answer" in text
+    assert "solutions" not in text
+    assert not any("SECRET" in path.read_text() for path in folder.glob("*.html"))
+
+
+def test_headings_of_the_same_name_have_their_own_anchors(tmp_path):
+    command = small(tmp_path, new_markdown_cell("## A, b?\n\n## A, b?\n\n[up](#A,-b?) and [down](#a-b-again)"))
+    assert book.main(command) == 0
+    page = BeautifulSoup((tmp_path / "out" / "book" / "01_first.html").read_text(), "html.parser")
+    assert [heading["id"] for heading in page("h2")] == ["a-b", "a-b-again"]
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """Headless Chromium, driven over its DevTools protocol."""
+
+    def __init__(self, profile):
+        options = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--remote-debugging-port=0"]
+        options += ["--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}"]
+        self.log = (profile.parent / "chromium.log").open("wb")
+        self.process = subprocess.Popen([CHROMIUM, *options, "about:blank"], stdout=self.log, stderr=self.log)
+        place = profile / "DevToolsActivePort"
+        deadline = time.monotonic() + 60
+        while not (place.exists() and place.read_text().count("\n")):
+            assert self.process.poll() is None, f"Chromium ended: {self.log.name}"
+            assert time.monotonic() < deadline, "Chromium did not start"
+            time.sleep(0.05)
+        port = place.read_text().split()[0]
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{port}/json/list") as answer:
+            tab = next(target for target in json.load(answer) if target["type"] == "page")
+        self.socket = websocket.create_connection(
+            tab["webSocketDebuggerUrl"], suppress_origin=True, timeout=60, http_no_proxy=["127.0.0.1"]
+        )
+        self.number = itertools.count()
+        self.events = []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **parameters):
+        number = next(self.number)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self.socket.recv())
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+            self.events.append(message)
+
+    def evaluate(self, script):
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def open(self, path, *, width):
+        self.events.clear()
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(json.loads(self.socket.recv()))
+
+    def facts(self, scheme):
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        return self.evaluate(FACTS)
+
+    def complaints(self):
+        """Errors and warnings since the last page was opened, and what it wanted from elsewhere."""
+        for event in self.events:
+            parameters = event["params"]
+            if event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+                yield parameters["entry"]["text"]
+            elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
+                yield str(parameters["args"])
+            elif event["method"] == "Runtime.exceptionThrown":
+                yield str(parameters["exceptionDetails"])
+            elif event["method"] in ("Network.loadingFailed", "Network.requestWillBeSent"):
+                url = parameters.get("request", {}).get("url", "failed")
+                if not url.startswith(("file:", "data:")):
+                    yield str(parameters)
+
+    def close(self):
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait(30)
+        self.log.close()
+
+
+FACTS = """(async () => {
+  for (const image of document.images) { image.loading = "eager"; await image.decode().catch(() => 0); }
+  await document.fonts.ready;
+  const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number); return (r + g + b) / 3; };
+  const body = getComputedStyle(document.body), root = document.documentElement;
+  const size = element => { const box = element.getBoundingClientRect(); return box.width * box.height; };
+  const past = element => element.getBoundingClientRect().right > root.clientWidth + 1
+    && !element.closest(".wide, pre, .equation, figure a");
+  const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = colour => parts(colour).slice(0, 3).map(v => v / 255)
+    .map(v => v < 0.04 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05);
+  const ground = element => {
+    const colour = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+    return parts(colour)[3] === 0 ? ground(element.parentElement) : colour;
+  };
+  const contrast = element => {
+    const [a, b] = [luminance(getComputedStyle(element).color), luminance(ground(element))];
+    return Math.max(a, b) / Math.min(a, b);
+  };
+  const speaks = element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+  return {
+    faint: [...document.querySelectorAll("body *")].filter(element => speaks(element) && contrast(element) < 4.5)
+      .map(element => `${contrast(element)} ${element.outerHTML.slice(0, 100)}`),
+    broken: [...document.images].filter(image => !image.naturalWidth).map(image => image.src),
+    overflow: root.scrollWidth - root.clientWidth,
+    past: [...document.querySelectorAll("main *")].filter(past).map(element => element.outerHTML.slice(0, 200)),
+    ink: light(body.color), paper: light(body.backgroundColor),
+    flat: [...document.querySelectorAll("math")].filter(formula => !size(formula)).length,
+    font: !document.querySelector("math") || [...document.fonts].some(face => face.status === "loaded"),
+    menu: getComputedStyle(document.getElementById("nav")).display,
+  };
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    browser = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield browser
+    browser.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_in_a_browser(site, browser, width):
+    for path in sorted(site.glob("*.html")):
+        browser.open(path, width=width)
+        light, dark = browser.facts("light"), browser.facts("dark")
+        assert light["ink"] < 80 < 230 < light["paper"], path.name
+        assert dark["ink"] > 180 > 60 > dark["paper"], path.name
+        for facts in (light, dark):
+            assert (facts["broken"], facts["overflow"], facts["past"], facts["flat"]) == ([], 0, [], 0), path.name
+            assert facts["font"], path.name
+            assert facts["faint"] == [], path.name
+            assert facts["menu"] == ("none" if width == 390 else "block")
+        assert list(browser.complaints()) == [], path.name
+
+
+def test_button_changes_the_scheme_for_all_pages(site, browser):
+    first, second = sorted(site.glob("*.html"))[:2]
+    browser.open(first, width=1280)
+    assert browser.facts("light")["paper"] > 230
+    browser.evaluate("document.querySelector('header button:not(.menu)').click()")
+    try:
+        assert browser.facts("light")["paper"] < 60
+        browser.open(second, width=1280)
+        assert browser.facts("light")["paper"] < 60
+    finally:
+        browser.evaluate("localStorage.clear()")
+
+
+def test_menu_opens_and_closes_on_a_phone(site, browser):
+    browser.open(site / "01_train_vaes.html", width=390)
+    shown = "getComputedStyle(document.getElementById('nav')).display"
+    browser.evaluate("document.querySelector('.menu').click()")
+    assert browser.evaluate(shown) == "block"
+    browser.evaluate("document.querySelector('nav ol ol a').click()")
+    assert browser.evaluate(shown) == "none"
+
+
+def test_a_page_that_is_wrong_is_seen(site, browser, tmp_path):
+    page = (site / "02_metric_fields.html").read_text(encoding="utf-8")
+    wrong = "<p style='width:900px'>wide</p><img src='gone.png'><script>nothing()</script>"
+    (tmp_path / "wrong.html").write_text(page.replace("</article>", wrong + "</article>"), encoding="utf-8")
+    browser.open(tmp_path / "wrong.html", width=390)
+    facts = browser.facts("light")
+    assert facts["broken"]
+    assert facts["past"]
+    assert facts["overflow"] > 0
+    assert not facts["font"]
+    assert any("nothing is not defined" in complaint for complaint in browser.complaints())

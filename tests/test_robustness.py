@@ -1,0 +1,478 @@
+"""Disks that are full or read-only, no GPU, kills, damaged files, two at once, odd paths.
+
+What a module does about its own files is tested beside it; here are whole calls and commands. Each ends with a message
+that says what to do, and leaves no damaged file.
+"""
+
+import errno
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill.iorw
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import lgi
+from lgi import artifacts, datasets, improvement, training
+from lgi.geodesic import SolverSettings
+from lgi.metric import PullbackMetric
+from lgi.models import VAE, Architecture
+from lgi.study import load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+specification = importlib.util.spec_from_file_location("reproduce", ROOT / "notebooks" / "reproduce.py")
+reproduce = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(reproduce)
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def temporary_files(folder):
+    return [path for path in folder.rglob(".*") if path.is_file() and path.name != ".lock"]
+
+
+# --- a repository that cannot be written -----------------------------------------------------------------------------
+
+IN_A_READ_ONLY_REPOSITORY = """\
+import json, sys
+from pathlib import Path
+import lgi
+from lgi import artifacts, datasets, improvement, training, zoo
+root = artifacts.repository_root()
+sys.path.insert(0, str(root / "notebooks"))
+import reproduce
+
+said = {}
+def attempt(name, call):
+    try:
+        said[name] = f"returned {call()!r}"
+    except (ValueError, SystemExit) as error:
+        said[name] = str(error)
+
+attempt("models", lambda: [lgi.load_model(name) is None for name in zoo.MODELS])
+attempt("codes", lambda: [len(lgi.load_codes(name).z) for name in zoo.CODES])
+attempt("compute", lambda: artifacts.load_or_compute("demo", {}, lambda: 1 / 0))
+attempt("results", lambda: artifacts.record_results("01_demo", {"a": 1}))
+attempt("download", lambda: datasets.mnist("test", root=root / "data" / "nowhere", download=True))
+attempt("study", lambda: improvement.main(["--model", "vae2", "--samples", "2", "--out", str(root / "study")]))
+attempt("reproduce", lambda: reproduce.main([]))
+sys.argv = ["training", "vae2"]
+attempt("training", training.main)
+print(json.dumps(said))"""
+
+
+def private_mounts():
+    """Command that begins a shell of its own mounts, or None."""
+    command = (
+        ["unshare", "--mount"] if os.name == "posix" and os.geteuid() == 0 else ["unshare", "--map-root-user", "-m"]
+    )
+    try:
+        subprocess.run([*command, "mount", "--bind", "/tmp", "/tmp"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return command
+
+
+def test_read_only_repository(tmp_path):
+    command = private_mounts()
+    if command is None:
+        pytest.skip("no right to mount anything here")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LGI_")}
+    script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd / && exec "$2" -c "$3"'
+    arguments = [str(ROOT), sys.executable, IN_A_READ_ONLY_REPOSITORY]
+    done = subprocess.run(
+        [*command, "sh", "-c", script, "sh", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    # Reading needs no writing.
+    assert said["models"] == "returned [False, False, False, False]"
+    assert said["codes"] == "returned [3934, 3934, 3934]"
+    for name, remedy in (("compute", "Set LGI_CACHE to"), ("results", "LGI_RUNS"), ("download", "set LGI_DATA")):
+        assert "Read-only file system" in said[name], name
+        assert remedy in said[name], name
+    assert said["study"] == said["training"] == "2"
+    assert said["reproduce"] == "returned 2"
+    refusals = [line for line in done.stderr.splitlines() if "Read-only file system" in line]
+    for program, remedy in (
+        ("improvement: ", "--out"),
+        ("training: ", "make it writable"),
+        ("reproduce: ", "LGI_RUNS"),
+    ):
+        assert [line for line in refusals if program in line and remedy in line], (program, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """For pathlib alone: ``disk(n)`` lets n more bytes in, and the file that meets the end is cut off."""
+    real, left = Path.write_bytes, [sys.maxsize]
+
+    def write_bytes(path, content):
+        written = content[: left[0]]
+        left[0] -= len(written)
+        real(path, written)
+        if len(written) < len(content):
+            raise NO_SPACE
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: write_bytes(path, text.encode()))
+    return lambda n: left.__setitem__(0, n)
+
+
+def test_study_on_a_full_disk_goes_on_when_there_is_space(tmp_path, disk):
+    metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
+
+    def run(folder):
+        quick = SolverSettings(n_control=4, n_iterations=2)
+        options = {"settings": quick, "chunk_size": 4, "folder": folder, "progress": False}
+        return lgi.worst_case_improvement(metric, 12, **options)
+
+    run(tmp_path / "whole")
+    folder, n_chunks = tmp_path / "study", []
+    # A chunk, the study and its provenance are about equally large: enough for two at a time, at first for none.
+    space = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir()) * 5 // 4
+    disk(space // 8)
+    for _ in range(9):
+        try:
+            run(folder)
+            break
+        except artifacts.ArtifactError as error:
+            assert re.search(r"cannot write .*No space left on device\. Free space", str(error))  # noqa: PT017
+        assert temporary_files(folder) == []
+        n_chunks.append(len({path.stem for path in folder.glob("lgi_study_chunks/*")}))
+        if n_chunks[-1]:
+            assert len(load_study(folder)) == 4 * n_chunks[-1]
+        disk(space)
+    assert n_chunks[0] == 0
+    assert n_chunks[-1] == 3
+    assert n_chunks == sorted(n_chunks)
+    for suffix in (".json", ".safetensors"):
+        assert (folder / f"study{suffix}").read_bytes() == (tmp_path / "whole" / f"study{suffix}").read_bytes()
+    assert not (folder / "lgi_study_chunks").exists()
+
+
+@pytest.fixture
+def series(tmp_path, monkeypatch):
+    """Notebook 01_a in a folder with spaces and an umlaut, run from another one; a function that runs the series."""
+    project, runs = tmp_path / "x y ü" / "project", tmp_path / "x y ü" / "runs ß"
+    (project / "notebooks").mkdir(parents=True)
+    parameters = new_code_cell('seed: int = 0  # of it\nrun: str = "default"', metadata={"tags": ["parameters"]})
+    draw = (
+        "import os, pathlib\nfolder = pathlib.Path(os.environ['LGI_RUNS']) / run / 'figures'\n"
+        "folder.mkdir(parents=True, exist_ok=True)\nlength = (folder / 'figure.png').write_text('drawn')"
+    )
+    notebook = new_notebook(
+        cells=[new_markdown_cell("# a"), parameters, new_code_cell(draw)], metadata={"kernelspec": reproduce.KERNEL}
+    )
+    nbformat.write(notebook, project / "notebooks" / "01_a.ipynb")
+    monkeypatch.setenv("LGI_RUNS", str(runs))
+    monkeypatch.chdir("/")
+
+    def run():
+        return reproduce.main(["--notebooks", str(project / "notebooks")])
+
+    run.figures, run.runs = project / "figures", runs / "default"
+    return run
+
+
+def test_series_on_a_full_disk(series, monkeypatch, capsys):
+    real, n_writes = papermill.iorw.LocalHandler.write, [0]
+
+    def write(handler, content, path):
+        n_writes[0] += 1
+        if n_writes[0] < 4:
+            return real(handler, content, path)
+        real(handler, content[:100], path)
+        raise NO_SPACE
+
+    monkeypatch.setattr(papermill.iorw.LocalHandler, "write", write)
+    assert series() == 1
+    err = capsys.readouterr().err
+    assert "FAILED: 01_a.ipynb" in err
+    assert f"cannot write to {series.runs}: No space left on device. Free space" in err
+    assert "LGI_RUNS" in err
+    assert sorted(path.name for path in series.runs.iterdir() if path.is_file()) == [".lock", "summary.json"]
+    summary = json.loads((series.runs / "summary.json").read_text(encoding="utf-8"))
+    assert [record["status"] for record in summary["notebooks"]] == ["failed"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY], ids=["full", "read-only"])
+def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, error):
+    def copyfile(source, target):
+        Path(target).write_text("dr", encoding="utf-8")
+        raise error
+
+    def write_text(path, text, **options):
+        if "summary.json" in path.name:
+            raise error
+        return real(path, text, **options)
+
+    # Figures first: a run without fault, but for the last step.
+    series.figures.mkdir()
+    (series.figures / "figure.png").write_text("of yesterday", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce.shutil, "copyfile", copyfile)
+        assert series() == 1
+    out, err = capsys.readouterr()
+    assert f"written to {series.runs}" in out
+    assert err.count("\n") == 1
+    assert err.startswith(f"reproduce: [Errno {error.errno}] {error.strerror}")
+    assert "Free space" in err
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in series.figures.iterdir()] == [
+        ("figure.png", "of yesterday")
+    ]
+
+    monkeypatch.setattr(reproduce, "execute", lambda *_: 1 / 0)
+    real = Path.write_text
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_text)
+        assert series() == 1
+    out, err = capsys.readouterr()
+    assert "01_a" in out
+    assert f"cannot write to {series.runs / 'summary.json'}: {error.strerror}" in err
+    # What went wrong before is not lost.
+    assert "ZeroDivisionError" in err
+    assert "Traceback" not in err
+    assert temporary_files(series.runs) == []
+
+
+@pytest.mark.parametrize("error", [READ_ONLY, NO_SPACE, PermissionError(errno.EACCES, "Permission denied")])
+def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error):
+    def acquire(lock, *_, **__):
+        raise error
+
+    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", acquire)
+    assert series() == 2
+    assert f"reproduce: cannot write to {series.runs}: {error.strerror}" in capsys.readouterr().err
+
+
+# --- training that is stopped ----------------------------------------------------------------------------------------
+
+STOPPED_TRAINING = """\
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from lgi import artifacts, training
+from lgi.models import Architecture
+
+recipe = training.Recipe(
+    dataset="optdigits",
+    digits=(2, 7),
+    architecture=Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu"),
+    training=training.TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1),
+)
+def train(**options):
+    return training.train_or_load("mine", recipe, device="cpu", **options)
+
+def stopped(epoch, stop):
+    # The child comes to the end of that epoch, or of training, and then stops.
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            train(on_record=lambda phase, step, n, record: phase == "vae" and step == epoch and stop())
+        except KeyboardInterrupt:
+            os._exit(130)
+        except artifacts.ArtifactError as error:
+            assert "No space left" in str(error), error
+            os._exit(2)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def full_disk():
+    real = Path.write_bytes
+    def write_bytes(path, content):
+        if path.name.startswith(".mine-"):
+            real(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+    Path.write_bytes = write_bytes
+
+def history():
+    (file,) = (artifacts.cache_folder() / "checkpoints").glob("*.json")
+    return artifacts.load(file.with_suffix(""), name="checkpoint").record["history"]
+
+os.environ["LGI_CACHE"] = sys.argv[1]
+whole = train()
+os.environ["LGI_CACHE"] = sys.argv[2]
+assert stopped(2, lambda: os.kill(os.getpid(), signal.SIGKILL)) == -9
+first = history()
+assert len(first) == 2
+assert stopped(3, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+assert len(history()) == 3
+# The result does not fit: what was trained is not lost with it.
+assert stopped(4, full_disk) == 2
+trained = history()
+assert len(trained) == 4 and trained[:2] == first
+assert not list(artifacts.cache_folder().rglob("*.tmp"))
+found = train()
+assert found.source == "computed" and found.record["history"] == trained
+assert found.tensors.keys() == whole.tensors.keys()
+assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensors.items())
+assert not list((artifacts.cache_folder() / "checkpoints").iterdir())"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_stopped_training_goes_on(tmp_path):
+    command = [sys.executable, "-c", STOPPED_TRAINING, str(tmp_path / "whole"), str(tmp_path / "stopped")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (artifacts.ArtifactError("cannot write x: No space left"), 2, "training: cannot write x: No space left"),
+        (datasets.DatasetError("MNIST is not on disk"), 2, "training: MNIST is not on disk"),
+    ],
+)
+def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, error, status, message):
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(training, "train_or_load", stop)
+    monkeypatch.setattr("sys.argv", ["lgi.training", "vae2"])
+    with pytest.raises(SystemExit) as end:
+        training.main()
+    assert end.value.code == status
+    assert message in capsys.readouterr().err
+
+
+def test_damaged_checkpoint_is_refused_and_training_begins_anew_without_it(tmp_path):
+    images = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    architecture = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
+
+    def train():
+        settings = training.TrainingSettings(epochs=2, batch_size=64)
+        return training.train_vae(VAE(architecture), images, images, settings, checkpoint=tmp_path / "run")
+
+    next(train())
+    tensors, document = tmp_path / "run.safetensors", tmp_path / "run.json"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(artifacts.ArtifactError, match=r"run\.safetensors is truncated.*delete both halves"):
+        next(train())
+    tensors.unlink()
+    document.unlink()
+    assert [record["epoch"] for record in train()] == [1, 2]
+
+
+# --- damaged files that are shipped ----------------------------------------------------------------------------------
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _edit(path):
+    path.write_text(path.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 1'), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("half", "damage", "message"),
+    [
+        (".safetensors", _cut, "truncated or was edited"),
+        (".safetensors", lambda path: path.write_bytes(b""), "truncated or was edited"),
+        (".safetensors", lambda path: path.write_bytes(b"version https://git-lfs"), "truncated or was edited"),
+        (".safetensors", Path.unlink, "is missing"),
+        (".json", _cut, "truncated or was edited"),
+        (".json", _edit, "truncated or was edited"),
+        (".json", lambda path: path.write_bytes(b"<<<<<<< HEAD\n" + path.read_bytes()), "truncated or was edited"),
+        (".json", Path.unlink, "is missing"),
+    ],
+    ids=["cut", "empty", "pointer", "no tensors", "JSON cut", "JSON edited", "merge conflict", "no JSON"],
+)
+def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, half, damage, message):
+    shutil.copytree(artifacts.data_folder() / "models", tmp_path / "models")
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    file = tmp_path / "models" / f"vae2{half}"
+    damage(file)
+    for call in (lgi.load_model, lgi.load_codes):
+        with pytest.raises(artifacts.ArtifactError, match=message) as refusal:
+            call("vae2")
+        assert str(file) in str(refusal.value)
+        assert "restore it (git restore, or reinstall lgi)" in str(refusal.value)
+    with pytest.raises(SystemExit) as end:
+        improvement.main(["--model", "vae2", "--samples", "2", "--out", str(tmp_path / "study")])
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "study").exists()
+    # The others are not concerned.
+    assert len(lgi.load_codes("vae1").z) == 3934
+
+
+# --- no GPU ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_gpu(tmp_path):
+    """Also on a machine that has one, with the GPU hidden: what a machine without a driver sees."""
+    code = (
+        "import sys, lgi, torch\nfrom lgi import improvement\n"
+        "assert lgi.load_model('vae2', 'auto').decoder.mean_net is not None\n"
+        "assert next(lgi.load_model('vae2', 'auto').parameters()).device.type == 'cpu'\n"
+        "for load in (lgi.load_model, lgi.load_codes):\n"
+        "    try:\n        load('vae2', 'cuda')\n    except ValueError as error:\n        print(error)\n"
+        "improvement.main(['--model', 'vae2', '--device', 'cuda:0', '--out', sys.argv[1]])"
+    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", code, str(tmp_path / "study")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.count('device \'cuda\' is not available here; use "auto" or "cpu"') == 2
+    assert done.stderr.startswith("python -m lgi.improvement: device 'cuda:0' is not available here")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "study").exists()
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+# In place of Python: makes an environment that consists of itself, and installs nothing, slowly.
+SLOW_PYTHON = """\
+#!/bin/sh
+case "$1 $2 ${3:-}" in
+"-m pip --version") test -e "$(dirname "$0")/pip" ;;
+"-m pip install") echo install >>"$LOG"; sleep 0.7; echo installed >>"$LOG" ;;
+"-m venv "*) echo venv >>"$LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; sleep 0.3; touch "$3/bin/pip" ;;
+*) exec "$REAL" "$@" ;;
+esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("left", ["nothing", "half of .venv"])
+def test_two_that_install_at_once(tmp_path, left):
+    project, log = tmp_path / "x y ü", tmp_path / "log"
+    project.mkdir()
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, project)
+    python = tmp_path / "python"
+    python.write_text(SLOW_PYTHON, encoding="utf-8")
+    python.chmod(0o755)
+    if left == "half of .venv":
+        (project / ".venv" / "bin").mkdir(parents=True)
+        shutil.copy(python, project / ".venv" / "bin" / "python")
+    environment = os.environ | {"LOG": str(log), "REAL": sys.executable}
+    command = ["make", "install", f"PYTHON={python}", "INSTALLER=pip"]
+    both = [subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert log.read_text(encoding="utf-8").split() == ["venv", "install", "installed"]
+    assert subprocess.run([*command, "--question"], cwd=project, env=environment, check=False).returncode == 0
