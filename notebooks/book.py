@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
+from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -276,8 +276,9 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
             formula.replace_with(str(formula["alttext"]))
         return " ".join(clone.get_text().split())
 
-    def sentences(text: str) -> list[str]:
-        return re.split(r"(?<=[.:!?])\s", text)
+    def opening(text: str) -> str:
+        # One sentence, or two where the first is a word or two; "Fig." and "eq." end none.
+        return re.match(r".{25,}?[^\W\d]{4}[.!?](?!\S)|.*", text)[0]
 
     figure, cell = image.find_parent("figure"), image.find_parent(class_="cell")
     section = cell.find_previous(["h1", "h2", "h3"]).get_text()
@@ -285,11 +286,11 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
     first = below.find(True) if below else None
     text = ""
     if first is not None and first.name == "p":
-        text = sentences(words(first))[0]
+        text = opening(words(first))
         start = next((child for child in first.contents if str(child).strip()), None)
         if isinstance(start, Tag) and start.name == "em" and start.get_text().startswith("Fig"):
             rest = words(first).removeprefix(words(start)).strip()
-            text = f"{words(start)} {sentences(rest)[0]}".strip()
+            text = f"{words(start)} {opening(rest)}".strip()
             # The last figure of the cell has it.
             if figure is cell.find_all("figure")[-1] and cell.find_next_sibling() is below:
                 caption = soup.new_tag("figcaption")
@@ -297,7 +298,7 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
                 start.decompose()
                 figure.append(caption)
     if not text and above is not None:
-        text = sentences(words(above.find_all(["p", "li"])[-1]))[-1]
+        text = re.split(r"(?<=[^\W\d]{4}[.!?])\s", words(above.find_all(["p", "li"])[-1]))[-1]
     return section.strip(), text
 
 
@@ -321,7 +322,8 @@ def font_css(characters: set[str]) -> str:
     """
     options = subset.Options(flavor="woff", name_IDs=["*"], notdef_outline=True)
     content = io.BytesIO()
-    with subset.load_font(str(files("ziamath.fonts") / "STIXTwoMath-Regular.ttf"), options) as font:
+    path = distribution("ziamath").locate_file("ziamath/fonts/STIXTwoMath-Regular.ttf")
+    with subset.load_font(str(path), options) as font:
         subsetter = subset.Subsetter(options)
         subsetter.populate(text="".join(sorted(characters)))
         subsetter.subset(font)

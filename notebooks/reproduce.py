@@ -7,8 +7,7 @@
                                                            with the solutions of the same numbers
 
 Exit status: 0 all ran; 1 a notebook failed, or its results could not be written; 2 refused before anything ran; 130
-interrupted. A notebook whose metadata
-says ``{"lgi": {"reproduce": false}}`` (an interactive one) is left out.
+interrupted. A notebook whose metadata says ``{"lgi": {"reproduce": false}}`` (an interactive one) is left out.
 """
 
 from __future__ import annotations

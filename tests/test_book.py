@@ -103,6 +103,7 @@ def test_every_figure_is_there_and_described(site, pages, path):
         assert (site / image["src"]).read_bytes().startswith(b"\x89PNG")
         assert len(image["alt"]) > 20, image
         assert "$" not in image["alt"]
+    assert all(len(image["alt"].partition("): ")[2]) > 20 for image in images), "more than where it stands"
     assert len({image["alt"] for image in images}) == len(images)
 
 

@@ -412,7 +412,7 @@ class Page:
 
     def choose(self, description, value):
         select = self.page.locator(".widget-dropdown", has_text=description).locator("select")
-        if select.locator("option:checked").text_content() != value:  # else nothing would change
+        if select.locator("option:checked").text_content().replace("\xa0", " ") != value:  # else nothing changes
             self.after(lambda: select.select_option(label=value))
 
 
@@ -426,14 +426,14 @@ def page(lab, tmp_path_factory):
         page.set_default_timeout(900_000)
         page.add_init_script(WATCH)
         page.goto(lab)
-        idle = page.get_by_text("Python 3 (ipykernel) | Idle")
-        idle.wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
         failures = page.locator("[data-mime-type='application/vnd.jupyter.error']")
         page.locator(CANVAS).or_(failures).first.wait_for(state="attached")
         assert failures.all_inner_texts() == []
-        idle.wait_for()
+        # Only when all cells have run does the kernel answer the canvas.
+        page.wait_for_function("selector => document.querySelector(selector).width > 0 && seen.picture > 0", arg=CANVAS)
         page.locator(CANVAS).first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)
         page.evaluate(WATCH_WORDS)
@@ -482,15 +482,16 @@ def test_in_jupyterlab(page):
 @pytest.mark.slow
 @pytest.mark.skipif(cannot_drive() is not None, reason=str(cannot_drive()))
 def test_an_update_takes_half_a_second(page):
-    seconds = {}
+    seconds, loads = {}, []
     for feature_map in ("none", "class logits", "class probabilities"):
         for model in ("vae1", "vae2", "gan"):
             page.choose("model", model)
             page.choose("feature map", feature_map)
             page.press("random pair")  # warms up
+            loads.append(os.getloadavg()[0])
             seconds[f"{model}, {feature_map}"] = sorted(page.press("random pair") for _ in range(UPDATES))
     (page.pictures / "explore_seconds.json").write_text(json.dumps(seconds, indent=1))
     median = {name: values[len(values) // 2] for name, values in seconds.items()}
-    # Whoever shares the machine takes his share of the time.
-    shared = max(1.0, os.getloadavg()[0] / min(2, os.cpu_count()))
-    assert max(median.values()) < BUDGET * shared, (median, shared)
+    if (load := max(loads)) > 1.5 * os.cpu_count():
+        pytest.skip(f"the machine is busy (load {load:.1f} on {os.cpu_count()} cores): medians in seconds {median}")
+    assert max(median.values()) < BUDGET, median
