@@ -37,18 +37,22 @@ help: ## this list
 .PHONY: install
 install: $(STAMP) ## make .venv with everything that the other targets need
 
-# uv when it is there or can be installed, else pip; versions from requirements.lock either way.
+# uv when it is there or can be installed, else pip; versions from requirements.lock either way. Of two that start at
+# once the second waits for the lock on file 9 and finds the work done; without pip, .venv is half of what a kill left.
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "lgi needs Python 3.11 or newer as '$(PYTHON)'; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
-	@if [ "$(INSTALLER)" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; } && \
+	@{ exec 9<>pyproject.toml || exec 9<pyproject.toml; } 2>/dev/null; \
+	$(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || true; \
+	if [ $@ -nt pyproject.toml ] && [ $@ -nt requirements.lock ]; then exit 0; fi; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV); \
+	if [ "$(INSTALLER)" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; } && \
 	  PATH="$$PATH:$(abspath $(BIN))" uv pip install --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'; \
 	then :; else \
 	  echo "installing with pip, which takes some minutes"; \
 	  $(BIN)/python -m pip install --constraint requirements.lock --editable '.[dev]'; \
-	fi
-	@touch $@
+	fi; \
+	touch $@
 
 .PHONY: reproduce
 reproduce: $(STAMP) ## run the series of notebooks into runs/ and draw figures/
@@ -86,7 +90,11 @@ book: $(STAMP) ## render the series to runs/book/index.html, a site that opens i
 
 .PHONY: mutations
 mutations: $(STAMP) ## make deliberate faults in copies, one by one, and show that the tests notice each
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py --jobs $(JOBS)
+
+.PHONY: baselines
+baselines: $(STAMP) ## record the numbers of the smoke run anew, with which `make test` compares its own
+	OMP_NUM_THREADS=1 $(BIN)/python tests/smoke.py
 
 .PHONY: models
 models: $(STAMP) ## train the shipped models anew into data/models (maintainers; needs MNIST, about 10 minutes)

@@ -167,7 +167,7 @@ def good():
             new_markdown_cell("## Exercise 2\n\n> 2. *(hard)* Prove it: $1. 5$."),
             new_code_cell("assert x == 3, 'x is 3'\nx", outputs=[output]),
             new_markdown_cell("**Answer.** Done.\n\n**What it teaches.** To end."),
-        ]
+        ],
     )
     return solutions, notebook
 
