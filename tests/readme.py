@@ -34,7 +34,8 @@ _SERIES = {
         "which interpolations of two models may be compared; a generator without an encoder",
         "3, app. D; Figs 5-8",
     ),
-    "06": ("what the paper's code did differently, and what that changes", "all of it"),
+    "06": ("what the paper's code did differently, and what that changes", "2.1-3, app. A, C, D"),
+    "07": ("one pair at a time: click two points in JupyterLab, see both curves and their certificate", "2.1, 2.2"),
 }
 # The paper's claims in its own order, and the rows of the notebooks' tables that answer each.
 _CLAIMS = {
@@ -132,7 +133,7 @@ def departures() -> str:
 
 def series() -> str:
     lines = ["| notebook | question | paper | 2 CPU cores | GPU |", "|---|---|---|---|---|"]
-    for path in _notebooks("0[1-6]"):
+    for path in _notebooks("0[1-7]"):
         title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ").replace("·", "")
         question, paper = _SERIES[path.name[:2]]
         name = " ".join(title.split())
