@@ -93,7 +93,7 @@ def record_times() -> None:
         run["notebook"][:2]: run["seconds"] for run in summary["notebooks"] if run["status"] == "ok"
     }
     recorded["seconds"] = dict(sorted(recorded["seconds"].items()))
-    recorded["provenance"] = artifacts.provenance(seed=0, command="make notebooks")
+    recorded["provenance"] = artifacts.provenance(seed=0, command="make reproduce")
     _TIMES.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
 
 

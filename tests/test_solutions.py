@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 COMMITTED = sorted((series.NOTEBOOKS / "solutions").glob("[0-9][0-9]_solutions.ipynb"))
 # Whose exercises wait for solutions.
-UNSOLVED = {"06", "07"}
+UNSOLVED = {"07"}
 EXERCISE = re.compile(r"^(\d+)\. .*?(?=^\d+\. |\Z)", re.MULTILINE | re.DOTALL)
 
 
