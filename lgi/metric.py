@@ -970,7 +970,7 @@ def _in_chunks(metric: Metric, function: Callable[..., Any], *tensors: Tensor) -
     # Inside a transform of torch.func, no_grad would replace derivatives (of SiLU, say) by ones that have none.
     transformed = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
     record = transformed or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    # Forward mode under vmap does not work in inference mode before torch 2.9 or later (2.5 and 2.8 tried).
+    # Forward mode under vmap fails in inference mode in older torch (seen in 2.5 and 2.8).
     with torch.inference_mode(False), torch.set_grad_enabled(record), _full_precision(z.device):
         flat = [x.clone() if x.is_inference() else x for x in flat]
         rows = metric._prepare(flat[0][:1])

@@ -832,7 +832,10 @@ def main() -> None:
     except (artifacts.ArtifactError, datasets.DatasetError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "\ninterrupted: the same command goes on after the last whole epoch of the model it was at\n")
+        parser.exit(
+            130,
+            "\ninterrupted: the same command goes on from the last whole epoch, models before it are trained anew\n",
+        )
 
 
 def _renew_shipped(names: Sequence[str], command: str) -> None:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from faults import FAULTS
 from readme import ROOT, generated
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,6 +22,10 @@ def test_a_stale_number_is_noticed():
 def test_a_missing_part_is_an_error():
     with pytest.raises(ValueError, match="benchmark"):
         generated(README.replace("<!-- benchmark -->", ""))
+
+
+def test_number_of_faults_is_the_present_one():
+    assert f"`make mutations` makes {len(FAULTS)}\n" in README
 
 
 def test_own_generator_example_runs():

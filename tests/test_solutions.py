@@ -11,7 +11,7 @@ import test_notebooks as series
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 COMMITTED = sorted((series.NOTEBOOKS / "solutions").glob("[0-9][0-9]_solutions.ipynb"))
-# Whose exercises wait for solutions.
+# Whose exercises are for playing, without solutions.
 UNSOLVED = {"07"}
 EXERCISE = re.compile(r"^(\d+)\. .*?(?=^\d+\. |\Z)", re.MULTILINE | re.DOTALL)
 
