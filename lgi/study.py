@@ -10,7 +10,6 @@ import dataclasses
 import json
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
 
 # Raised by hand when the same settings give other samples or other results.
+_ELSEWHERE = "Give another folder (on the command line, another --out)"
 _VERSION = 2
 
 
@@ -290,7 +290,7 @@ def run(
         return study_of([compute(number) for number in _with_progress(settings, progress)], settings)
     settings = _settings_to_go_on(settings, folder)
     if not artifacts.exists(folder / "study"):
-        _check_writable(folder)
+        artifacts.check_writable(folder, _ELSEWHERE)
         provenance = artifacts.provenance(seed=settings["seed"])
         for number in _with_progress(settings, progress):
             if not artifacts.exists(_chunk_path(folder, number)):
@@ -356,18 +356,6 @@ def _remove_chunks(settings: Mapping[str, Any], folder: Path) -> None:
                 file.unlink(missing_ok=True)
     with suppress(OSError):
         _chunk_path(folder, 0).parent.rmdir()
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise before hours of computation, not after the first chunk."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise artifacts.ArtifactError(
-            f"cannot write to {folder}: {error.strerror}. Give another folder (on the command line, another --out)"
-        ) from error
 
 
 def _load_chunk(folder: Path, number: int, settings: Mapping[str, Any] | None = None) -> artifacts.Artifact:
@@ -519,7 +507,7 @@ def merge_studies(studies: Sequence[Study | str | Path], *, folder: str | Path |
 def _keep_merged(merged: Study, shards: Sequence[tuple[str, Study]], folder: Path) -> None:
     """Write a merged study, and what is known of how its shards were computed."""
     _settings_to_go_on(merged.settings, folder)
-    _check_writable(folder)
+    artifacts.check_writable(folder, _ELSEWHERE)
     known = [kept for name, shard in shards if (kept := _provenance_of(Path(name), shard.settings)) is not None]
     chunk = torch.cat([torch.zeros(0, dtype=torch.int64), *(kept.tensors["chunk"] for kept in known)])
     seconds = torch.cat([torch.zeros(0, dtype=torch.float64), *(kept.tensors["seconds"] for kept in known)])

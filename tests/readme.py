@@ -199,6 +199,18 @@ def algorithm1() -> str:
     return "\n".join(lines)
 
 
+def comparison() -> str:
+    recorded = json.loads((BENCHMARKS / "comparison.json").read_text())
+    seconds, error, as_good = recorded["seconds"], recorded["mean error"], recorded["error at most the encoder's"]
+    return (
+        f"{recorded['pairs']} pairs of test digits compared in both VAEs: {seconds['comparison']:.0f} s, certified "
+        f"{' and '.join(f'{100 * share:.4g}%' for share in recorded['certified'])}. Codes of {recorded['digits']} test "
+        f"digits by inverting VAE1's decoder: {seconds['inversion']:.1f} s, error at most the encoder's for "
+        f"{100 * as_good:.4g}% of them (mean {error['inversion']:.3f} against "
+        f"{error['encoder']:.3f})."
+    )
+
+
 _PARTS = (
     ("series", series),
     ("results", results),
@@ -206,6 +218,7 @@ _PARTS = (
     ("benchmark", benchmark),
     ("geodesics", geodesics),
     ("algorithm1", algorithm1),
+    ("comparison", comparison),
 )
 
 

@@ -363,36 +363,34 @@ def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
 
 
 def test_two_shards_in_one_folder_leave_each_other_alone(tmp_path, quick_solver, monkeypatch):
-    """The second begins while the first computes."""
-    real, calls = improvement.shorten, []
+    real = improvement.shorten
 
-    def with_company(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            run(tmp_path, shard=(2, 2))
-        return real(*arguments)
+    def run_first_with_second_at(folder, number):
+        """Shard 1; when it computes its chunk of that number, shard 2 begins in the same folder."""
+        calls = []
 
-    monkeypatch.setattr(improvement, "shorten", with_company)
+        def with_company(*arguments):
+            calls.append(1)
+            if len(calls) == number:
+                run(folder, shard=(2, 2))
+            return real(*arguments)
+
+        monkeypatch.setattr(improvement, "shorten", with_company)
+        run(folder, shard=(1, 2))
+
+    # The first has written a chunk, and wins.
     with pytest.raises(ValueError, match=r"another study: shard is \[1, 2\], not \[2, 2\]"):
-        run(tmp_path, shard=(1, 2))
+        run_first_with_second_at(tmp_path, 2)
     partial = load_study(tmp_path)
     assert (partial.settings["shard"], len(partial)) == ([1, 2], 10)
 
-    # Or begins before the first has written anything, and so wins.
-    calls.clear()
+    # The first has written nothing yet, and the second wins.
     folder = tmp_path / "other"
-
-    def with_faster(*arguments):
-        calls.append(1)
-        if len(calls) == 1:
-            run(folder, shard=(2, 2))
-        return real(*arguments)
-
-    monkeypatch.setattr(improvement, "shorten", with_faster)
     with pytest.raises(ValueError, match=r"another study: shard is \[2, 2\], not \[1, 2\]"):
-        run(folder, shard=(1, 2))
+        run_first_with_second_at(folder, 1)
     assert load_study(folder).complete
     assert load_study(folder).settings["shard"] == [2, 2]
+    assert not (folder / "lgi_study_chunks").exists(), "the first has written beside a finished study"
 
 
 def test_study_of_another_kind_keeps_its_neighbours_chunks(tmp_path, quick_solver):
