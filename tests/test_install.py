@@ -56,7 +56,8 @@ def test_wheel_holds_the_package_the_models_and_nothing_else(wheel):
     expected = {f"lgi/{path.name}" for path in (ROOT / "lgi").iterdir() if path.is_file()}
     for model in zoo.MODELS:
         expected |= {f"lgi/_shipped/models/{model}{suffix}" for suffix in (".safetensors", ".json")}
-    assert {name for name in package if not name.startswith("lgi/_shipped/results/")} == expected
+    expected |= {f"lgi/_shipped/results/{path.name}" for path in (ROOT / "data" / "results").iterdir()}
+    assert package == expected
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 5e6
     assert headers["Version"] == lgi.__version__
