@@ -69,7 +69,8 @@ lint: $(STAMP) ## style and types
 
 .PHONY: unit
 unit: $(STAMP) ## the tests of the package and of the notebooks' machinery
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not alone' tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone tests
 
 # LGI_RUNS: a test must not write into the tree it tests.
 .PHONY: nbval

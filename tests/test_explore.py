@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import socket
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -310,8 +313,10 @@ def test_widgets_are_shown_where_somebody_can_click(interactive, server, install
 # --- in JupyterLab ----------------------------------------------------------------------------------------------------
 
 CANVAS = ".jupyter-matplotlib-canvas-div canvas"
-UPDATES = 5
+FEATURE_MAPS = ("none", "class logits", "class probabilities")
 BUDGET = 0.5  # seconds an update, issue 7
+UPDATES, ROUNDS = 5, 3
+QUIET = 0.2  # seconds that the reference takes where half a second is meant: 2 quiet cores, one thread
 
 
 def cannot_drive():
@@ -405,7 +410,8 @@ class Page:
 
     def click(self, x, y):
         box = self.canvas.bounding_box()
-        return self.after(lambda: self.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"]))
+        position = {"x": x * box["width"], "y": y * box["height"]}
+        return self.after(lambda: self.canvas.click(position=position, force=True))  # force: a second canvas lies on it
 
     def press(self, name):
         return self.after(self.page.get_by_role("button", name=name).click)
@@ -479,19 +485,49 @@ def test_in_jupyterlab(page):
     assert page.told()[1].strip() == ""
 
 
+class Reference:
+    """Fixed work of an update's kinds, in seconds: 15 searching steps' worth of convolutions, and a figure drawn."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        halves = [torch.nn.Conv2d(c, 2 * c, 3, padding=1) for c in (64, 32)]
+        grown = [part for half in halves for part in (half, torch.nn.PixelShuffle(2))]
+        start = (torch.nn.Linear(2, 64 * 49), torch.nn.Unflatten(1, (64, 7, 7)))
+        self.net = torch.nn.Sequential(*start, *grown, torch.nn.Conv2d(16, 1, 3, padding=1))
+        self.z = torch.randn(25, 2, requires_grad=True)
+        self.figure = Figure((8.4, 5.3))
+        FigureCanvasAgg(self.figure)
+        for ax in self.figure.subplots(2, 2).flat:
+            ax.plot([0, 1], label="line")
+            ax.legend()
+        self.seconds()  # warms up
+
+    def seconds(self):
+        began = time.perf_counter()
+        for _ in range(15):
+            torch.autograd.grad(self.net(self.z).square().sum(), self.z)
+        self.figure.canvas.draw()
+        return time.perf_counter() - began
+
+
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(cannot_drive() is not None, reason=str(cannot_drive()))
 def test_an_update_takes_half_a_second(page):
-    seconds, loads = {}, []
-    for feature_map in ("none", "class logits", "class probabilities"):
-        for model in ("vae1", "vae2", "gan"):
+    names = [(model, feature_map) for feature_map in FEATURE_MAPS for model in ("vae1", "vae2", "gan")]
+    reference, best, told = Reference(), dict.fromkeys(names, math.inf), []
+    for _ in range(ROUNDS):  # the best round counts: what else runs on the machine only makes updates slower
+        for model, feature_map in [name for name in names if best[name] >= BUDGET]:
             page.choose("model", model)
             page.choose("feature map", feature_map)
             page.press("random pair")  # warms up
-            loads.append(os.getloadavg()[0])
-            seconds[f"{model}, {feature_map}"] = sorted(page.press("random pair") for _ in range(UPDATES))
-    (page.pictures / "explore_seconds.json").write_text(json.dumps(seconds, indent=1))
-    median = {name: values[len(values) // 2] for name, values in seconds.items()}
-    if (load := max(loads)) > 1.5 * os.cpu_count():
-        pytest.skip(f"the machine is busy (load {load:.1f} on {os.cpu_count()} cores): medians in seconds {median}")
-    assert max(median.values()) < BUDGET, median
+            references, seconds = [reference.seconds()], []
+            for _ in range(UPDATES):
+                seconds.append(page.press("random pair"))
+                references.append(reference.seconds())
+            quiet = [QUIET * 2 * s / sum(pair) for s, pair in zip(seconds, pairwise(references), strict=True)]
+            best[model, feature_map] = min(best[model, feature_map], median(quiet))
+            took = f"{median(seconds):.2f} s, reference {median(references):.2f} s, if quiet {median(quiet):.2f} s"
+            told.append(f"{model}, {feature_map}: {took}")
+    (page.pictures / "explore_seconds.txt").write_text("\n".join(told))
+    assert max(best.values()) < BUDGET, told
