@@ -28,8 +28,8 @@ from lgi import artifacts
 Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
 
-# Raised by hand when the same settings give other samples or other results.
 _ELSEWHERE = "Give another folder (on the command line, another --out)"
+# Raised by hand when the same settings give other samples or other results.
 _VERSION = 2
 
 

@@ -8,12 +8,10 @@ digits. Writes comparison.json beside it.
 
 import argparse
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from algorithm1 import Stopwatch
 
 import lgi
 from lgi import datasets
@@ -27,16 +25,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=500)
     parser.add_argument("--digits", type=int, default=500)
     arguments = parser.parse_args()
-    device, seconds = arguments.device, {}
+    device = arguments.device
+    stopwatches = {what: Stopwatch(device) for what in ("comparison", "inversion")}
     torch.set_num_threads(arguments.threads)
-
-    @contextmanager
-    def timed(what: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds[what] = time.perf_counter() - begin
 
     decoders = {name: lgi.load_model(name, device=device).decoder for name in ("vae1", "vae2")}
     metrics = {name: lgi.PullbackMetric(decoder) for name, decoder in decoders.items()}
@@ -46,7 +37,7 @@ def main() -> None:
     ends = {name: codes[name].z[pairs].to(device).unbind(1) for name in decoders}
     for name, metric in metrics.items():
         lgi.shorten(metric, *(z[:2] for z in ends[name]))
-    with timed("comparison"):
+    with stopwatches["comparison"]:
         found = lgi.compare_models(metrics["vae1"], metrics["vae2"], *ends["vae1"], *ends["vae2"])
 
     chosen = rows[: arguments.digits]
@@ -55,13 +46,13 @@ def main() -> None:
     def mean(z: torch.Tensor) -> torch.Tensor:
         return decoders["vae1"](z)[0]
 
-    with timed("inversion"):
+    with stopwatches["inversion"]:
         inverted = lgi.invert(mean, images, latent_dim=2, progress=False)
     encoder_error = (mean(codes["vae1"].z[chosen].to(device)) - images).flatten(1).square().mean(1).sqrt()
     record = {
         "pairs": len(found),
         "digits": len(chosen),
-        "seconds": seconds,
+        "seconds": {what: stopwatch.wall for what, stopwatch in stopwatches.items()},
         "certified": [found.converged_a.double().mean().item(), found.converged_b.double().mean().item()],
         "mean difference": found.mean_difference,
         "error at most the encoder's": (inverted.residual <= encoder_error).double().mean().item(),
