@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lgi.metric import Metric, curve_length
+from lgi.progress import progress_bar
 from lgi.spline import CubicBSpline, basis, uniform_knots
 
 Method = Literal["gauss-newton", "lbfgs", "gradient"]
@@ -1371,8 +1372,6 @@ def shorten(
 
     The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
     """
-    from tqdm import tqdm
-
     _check(metric, start, end, settings, points)
     with torch.inference_mode(False), torch.no_grad():
         d = start.shape[-1]
@@ -1381,21 +1380,15 @@ def shorten(
         levels = _levels(problem, settings)
         graph = None if points is None else _Graph(metric, points, settings.n_neighbours)
         chunk_size = settings.chunk_size or _chunk_size(settings, d)
-        bar = tqdm(
-            total=len(first),
-            desc="shorten",
-            unit="curves",
-            disable=None if settings.progress is None else not settings.progress,
-        )
         pieces = []
-        with bar:
+        with progress_bar(len(first), desc="shorten", unit="curves", show=settings.progress) as advance:
             # No pairs have a result too, an empty one.
             for offset in range(0, max(1, len(first)), chunk_size):
                 part = slice(offset, offset + chunk_size)
                 pieces.append(
                     _shorten_chunk(problem, settings, levels, first[part], last[part], offset=offset, graph=graph)
                 )
-                bar.update(len(first[part]))
+                advance(len(first[part]))
         return _assemble(_stacked(pieces), levels[0], start.shape[:-1], start)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lgi.metric import FeatureMap, Generator, PullbackMetric
+from lgi.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +158,6 @@ def invert(
     Lei, Jalal, Dhillon & Dimakis, "Inverting deep generative models, one layer at a time", NeurIPS 2019, for the
     problem. Dennis, Gay & Welsch, "An adaptive nonlinear least-squares algorithm", ACM TOMS 7, 1981, for the search.
     """
-    from tqdm import tqdm
-
     _check_settings(
         prior_weight=prior_weight,
         threshold=threshold,
@@ -188,9 +187,7 @@ def invert(
         n_values = (own.shape[1] + n_starts) * (2 * min(d, _LARGEST_DENSE) + 4) * target.shape[1]
         size = chunk_size or max(1, _BUDGET // max(n_values, 2 * len(screen.z)))
         ends = []
-        with tqdm(
-            total=len(target), desc="invert", unit="samples", disable=None if progress is None else not progress
-        ) as bar:
+        with progress_bar(len(target), desc="invert", unit="samples", show=progress) as advance:
             for goal, first in zip(target.split(size), own.split(size), strict=True):
                 z = torch.cat([first, screen.nearest(goal, n_starts)], dim=1)
                 scale = torch.linalg.vector_norm(goal, dim=1) + screen.spread * goal.shape[1] ** 0.5
@@ -198,7 +195,7 @@ def invert(
                     metric, z, goal, scale, weight=prior_weight, n_iterations=n_iterations, tolerance=tolerance
                 )
                 ends.append(_best(searches))
-                bar.update(len(goal))
+                advance(len(goal))
     joined = {f.name: torch.cat([getattr(part, f.name) for part in ends]) for f in fields(_Found)}
     shaped = {name: value.reshape(leading + value.shape[1:]) for name, value in joined.items()}
     relative = shaped["residual"] / screen.spread

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from lgi.progress import progress_bar
+
 Generator: TypeAlias = Callable[[Tensor], Any]
 """``(n, d) -> (n, *data_shape)`` or ``-> (mean, std)``, each of that shape; standard deviation, never variance."""
 
@@ -1398,8 +1400,6 @@ def metric_fields(
     TypeError
         If ``metric`` is not a metric.
     """
-    from tqdm import tqdm
-
     _check_metric(metric)
     if len(axes) == 0 or any(not isinstance(x, Tensor) or x.ndim != 1 or x.dtype != axes[0].dtype for x in axes):
         raise ValueError(
@@ -1409,15 +1409,10 @@ def metric_fields(
     z = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     points = _points(metric, z).reshape(-1, len(axes))
     tensors = []
-    with (
-        torch.no_grad(),
-        tqdm(
-            total=len(points), desc="metric", unit="points", disable=None if progress is None else not progress
-        ) as bar,
-    ):
+    with torch.no_grad(), progress_bar(len(points), desc="metric", unit="points", show=progress) as advance:
         for batch in points.split(batch_size):
             tensors.append(_semidefinite(_in_chunks(metric, metric._precise_tensor, batch), batch).cpu())
-            bar.update(len(batch))
+            advance(len(batch))
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cat(tensors).reshape(*z.shape, len(axes)))
     return MetricFields(
         axes=tuple(axis.cpu() for axis in axes),

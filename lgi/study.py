@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lgi import artifacts
+from lgi.progress import progress_bar
 
 Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
@@ -315,14 +316,11 @@ def run(
 
 def _with_progress(settings: Mapping[str, Any], show: bool | None) -> Iterator[int]:
     """Numbers of the chunks, with a progress bar over their samples."""
-    from tqdm import tqdm
-
     sizes = {number: len(samples_of(number, settings)) for number in chunks_of(settings)}
-    disable = None if show is None else not show
-    with tqdm(total=sum(sizes.values()), desc="improvement", unit="samples", disable=disable) as bar:
+    with progress_bar(sum(sizes.values()), desc="improvement", unit="samples", show=show) as advance:
         for number, size in sizes.items():
             yield number
-            bar.update(size)
+            advance(size)
 
 
 def _finish(settings: dict[str, Any], folder: Path) -> None:

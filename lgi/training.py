@@ -19,6 +19,7 @@ from lgi import artifacts, datasets
 from lgi.features import LogisticRegression
 from lgi.inversion import invert
 from lgi.models import GAN, VAE, Architecture, ConstantStd, ImageGenerator, RBFPrecision, fuse, pick_device
+from lgi.progress import progress_bar
 from lgi.zoo import restore_logistic_regression
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
@@ -839,8 +840,6 @@ def main() -> None:
 
 
 def _renew_shipped(names: Sequence[str], command: str) -> None:
-    from tqdm import tqdm
-
     folder = artifacts.data_folder() / "models"
     artifacts.check_writable(folder, "The trained models are written there: make it writable")
     recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
@@ -851,8 +850,8 @@ def _renew_shipped(names: Sequence[str], command: str) -> None:
             continue
         settings = recipes[name].training
         total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
-        with tqdm(total=total, desc=name, disable=None) as bar:
-            trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, bar=bar: bar.update())
+        with progress_bar(total, desc=name) as advance:
+            trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, advance=advance: advance(1))
     for name, artifact in trained.items():
         seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
         artifacts.save(

@@ -677,6 +677,17 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
+        "progress",
+        (
+            "hidden bars",
+            "a forked process that is killed while it makes one stops all others for good",
+            "    if not show:\n        yield lambda _: None\n        return\n    from tqdm import tqdm\n\n"
+            "    with tqdm(total=total, desc=desc, unit=unit) as bar:",
+            "    from tqdm import tqdm\n\n    with tqdm(total=total, desc=desc, unit=unit, disable=not show) as bar:",
+            ["test_without_a_bar_nothing_waits_for_other_bars"],
+        ),
+    ),
+    *_in(
         "plots",
         (
             "latent plane upside down",

@@ -1,0 +1,41 @@
+"""Progress bars of long computations."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(
+    total: int, *, desc: str, unit: str = "it", show: bool | None = None
+) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar on the standard error while the block runs.
+
+    Without a bar, tqdm is left alone: even hidden, its bars take a lock that forked processes share, and one of these
+    that is killed there stops all others for good.
+
+    Parameters
+    ----------
+    total : int
+        Number of units.
+    desc, unit : str
+        What is computed, and of what.
+    show : bool, optional
+        Whether to show the bar; by default if the standard error is a terminal.
+
+    Yields
+    ------
+    callable
+        Takes the number of units that have been completed since its last call.
+    """
+    if show is None:
+        show = sys.stderr is not None and sys.stderr.isatty()
+    if not show:
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=desc, unit=unit) as bar:
+        yield bar.update
