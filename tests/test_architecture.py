@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Design section 2: an import goes only to a lower rank.
 RANKS = {
     "artifacts": 0,
+    "progress": 0,
     "spline": 1,
     "metric": 1,
     "models": 1,
