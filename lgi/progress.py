@@ -31,11 +31,13 @@ def progress_bar(
         Takes the number of units that have been completed since its last call.
     """
     if show is None:
-        show = sys.stderr is not None and sys.stderr.isatty()
+        # There may be no standard error, or one that only writes.
+        isatty = getattr(sys.stderr, "isatty", None)
+        show = isatty is not None and isatty()
     if not show:
         yield lambda _: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=desc, unit=unit) as bar:
+    with tqdm(total=total, desc=desc, unit=unit, disable=False) as bar:  # whatever TQDM_DISABLE is
         yield bar.update

@@ -11,8 +11,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -288,7 +288,9 @@ def run(
     # As they come back from disk: tuples as lists, and in the order that makes equal studies equal files.
     settings = json.loads(json.dumps(settings, sort_keys=True))
     if folder is None:
-        return study_of([compute(number) for number in _with_progress(settings, progress)], settings)
+        # Closed, so that the bar ends before a failure is told.
+        with closing(_with_progress(settings, progress)) as numbers:
+            return study_of([compute(number) for number in numbers], settings)
     settings = _settings_to_go_on(settings, folder)
     if not artifacts.exists(folder / "study"):
         artifacts.check_writable(folder, _ELSEWHERE)
@@ -314,7 +316,7 @@ def run(
     return load_study(folder)
 
 
-def _with_progress(settings: Mapping[str, Any], show: bool | None) -> Iterator[int]:
+def _with_progress(settings: Mapping[str, Any], show: bool | None) -> Generator[int, None, None]:
     """Numbers of the chunks, with a progress bar over their samples."""
     sizes = {number: len(samples_of(number, settings)) for number in chunks_of(settings)}
     with progress_bar(sum(sizes.values()), desc="improvement", unit="samples", show=show) as advance:

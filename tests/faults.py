@@ -682,7 +682,7 @@ FAULTS: list[Fault] = [
             "hidden bars",
             "a forked process that is killed while it makes one stops all others for good",
             "    if not show:\n        yield lambda _: None\n        return\n    from tqdm import tqdm\n\n"
-            "    with tqdm(total=total, desc=desc, unit=unit) as bar:",
+            "    with tqdm(total=total, desc=desc, unit=unit, disable=False) as bar:",
             "    from tqdm import tqdm\n\n    with tqdm(total=total, desc=desc, unit=unit, disable=not show) as bar:",
             ["test_without_a_bar_nothing_waits_for_other_bars"],
         ),

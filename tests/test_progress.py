@@ -1,7 +1,11 @@
 """Progress bars: who sees one, and that hidden ones are none."""
 
 import io
+import os
+import subprocess
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 import lgi
+from lgi import study
 from lgi.improvement import worst_case_improvement
 from lgi.inversion import invert
 from lgi.metric import metric_fields
@@ -45,17 +50,35 @@ def test_a_bar_is_seen_in_a_terminal_or_where_it_is_asked_for(monkeypatch, tmp_p
     assert bool(last) is seen
 
 
-def test_without_standard_error(monkeypatch):
-    monkeypatch.setattr("sys.stderr", None)
+@pytest.mark.parametrize(
+    "output", [None, SimpleNamespace(write=print, flush=print)], ids=["none", "one that only writes"]
+)
+def test_other_standard_errors(monkeypatch, capsys, output):
+    monkeypatch.setattr("sys.stderr", output)
     with progress_bar(2, desc="nothing") as advance:
         advance(2)
+    assert capsys.readouterr().out == ""
 
 
-def test_units_add_up(capsys):
-    with progress_bar(10, desc="half", unit="steps", show=True) as advance:
-        advance(2)
-        advance(3)
-    assert "5/10" in capsys.readouterr().err
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_who_asks_for_a_bar_sees_it_whatever_the_environment_says(value):
+    # tqdm reads its environment when it is imported.
+    script = (
+        "from lgi.progress import progress_bar\nwith progress_bar(2, desc='some', show=True) as advance: advance(2)"
+    )
+    environment = os.environ | {"TQDM_DISABLE": value}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert "some: 100%" in done.stderr
+
+
+@pytest.mark.parametrize("folder", [None, "study"])
+def test_a_study_that_fails_ends_its_bar(tmp_path, capsys, folder):
+    settings = {"n_samples": 4, "chunk_size": 2, "shard": None, "seed": 0, "latent_dim": 2, "fingerprint": {}}
+    # The exception is kept, and with it all that is alive where it was raised.
+    with pytest.raises(ZeroDivisionError) as raised:
+        study.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
+    assert capsys.readouterr().err.endswith("\n")
+    assert raised.tb is not None
 
 
 @pytest.mark.parametrize("name", COMPUTATIONS)

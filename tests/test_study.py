@@ -249,12 +249,16 @@ worst_case_improvement(metric, 8, settings=quick, progress=False)
 begin = time.monotonic()
 assert os.waitpid(forked(sys.argv[1]), 0)[1] == 0
 chunk = (time.monotonic() - begin) / 15
+killed = Path(sys.argv[2])
 def n_chunks():
-    return len([*Path(sys.argv[2]).glob("lgi_study_chunks/*.json")])
+    try:
+        return sum(name.endswith(".json") for name in os.listdir(killed / "lgi_study_chunks"))
+    except FileNotFoundError:
+        return 0
 moments = random.Random(0)
 goals = [0, 2, 5, 8, 11]
 while goals:
-    child, ended, status = forked(sys.argv[2]), 0, 0
+    child, ended, status = forked(killed), 0, 0
     while not ended and n_chunks() < goals[0]:
         time.sleep(0.001)
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -263,12 +267,13 @@ while goals:
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL)
-    if status:
-        del goals[0]
+    if all((killed / f"study.{half}").exists() for half in ("json", "safetensors")):
+        # On a busy machine, this process may wake when there is nothing left to kill.
+        shutil.rmtree(killed)
     else:
-        # On a busy machine, this process may wake when the study is complete.
-        shutil.rmtree(sys.argv[2])
-assert os.waitpid(forked(sys.argv[2]), 0)[1] == 0
+        assert status == signal.SIGKILL
+        del goals[0]
+assert os.waitpid(forked(killed), 0)[1] == 0
 """
 
 
