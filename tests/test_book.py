@@ -1,14 +1,13 @@
 """The book made from the committed notebooks: its text, and how headless Chromium shows it."""
 
 import base64
-import importlib.util
 import io
 import itertools
 import re
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import book
 import nbformat
 import pytest
 from browser import chromium
@@ -18,9 +17,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-specification = importlib.util.spec_from_file_location("book", NOTEBOOKS / "book.py")
-book = sys.modules["book"] = importlib.util.module_from_spec(specification)  # where dataclasses look for it
-specification.loader.exec_module(book)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The runner of the notebooks, on tiny notebooks in a temporary folder."""
 
-import importlib.util
 import json
 import re
 import signal
@@ -12,49 +11,14 @@ from pathlib import Path
 import filelock
 import nbformat
 import pytest
+import reproduce
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-SCRIPT = Path(__file__).resolve().parents[1] / "notebooks" / "reproduce.py"
-specification = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-reproduce = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(reproduce)
-
-PARAMETERS = """\
-run: str = "default"  # name of the run
-seed: int = 0  # of the draws
-step: float = 0.1  # step size
-fast: bool = False  # leave out
-sizes: list[int] = [1, 2]  # of the layers"""
-
-# What artifacts.record_results writes, without the seconds that importing lgi takes.
-RECORD = """\
-import json, os, pathlib
-folder = pathlib.Path(os.environ["LGI_RUNS"]) / run / "results"
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "NAME.json").write_text(json.dumps({"headline": f"seed {seed!r}, step {step!r}, sizes {sizes!r}"}))"""
+from series import FIGURE, RECORD, Series
 
 
 @pytest.fixture
 def series(tmp_path, monkeypatch):
-    """A folder for notebooks, its runs beside it, and a function that writes one."""
-    folder = tmp_path / "project" / "notebooks"
-    (folder / "params").mkdir(parents=True)
-    monkeypatch.setenv("LGI_RUNS", str(tmp_path / "runs"))
-
-    def write(name, *sources, parameters=PARAMETERS):
-        cells = [new_markdown_cell(f"# {name}"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-        cells += [new_code_cell(source.replace("NAME", name)) for source in sources]
-        path = folder / f"{name}.ipynb"
-        nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": reproduce.KERNEL}), path)
-        return path
-
-    write.folder = folder
-    write.runs = tmp_path / "runs"
-    return write
-
-
-def run(series, *options):
-    return reproduce.main([*options, "--notebooks", str(series.folder)])
+    return Series(tmp_path, monkeypatch)
 
 
 def sources(path):
@@ -62,14 +26,14 @@ def sources(path):
 
 
 def test_series_runs_in_order_and_ends_with_the_table(series, capsys):
-    series("02_b", "assert (pathlib := __import__('pathlib')).Path(__import__('os').environ['LGI_RUNS'], run).exists()")
-    series("01_a", RECORD)
-    series("03_interactive", "1 / 0")
+    series.write("02_b", "import os\nimport pathlib\nassert pathlib.Path(os.environ['LGI_RUNS'], run).exists()")
+    series.write("01_a", RECORD)
+    series.write("03_interactive", "1 / 0")
     interactive = nbformat.read(series.folder / "03_interactive.ipynb", 4)
     interactive.metadata["lgi"] = {"reproduce": False}
     nbformat.write(interactive, series.folder / "03_interactive.ipynb")
     (series.folder / "unnumbered.ipynb").write_text("not run")
-    assert run(series) == 0
+    assert series.run() == 0
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert ["notebook", "seconds", "ok", "headline"] in lines
@@ -80,18 +44,18 @@ def test_series_runs_in_order_and_ends_with_the_table(series, capsys):
     assert lines[start + 2][2:] == ["yes", "-"]
     assert float(lines[start + 1][1]) > 0.1
     assert "FAILED" not in err
-    summary = json.loads((series.runs / "default" / "summary.json").read_text())
+    summary = json.loads((series.default / "summary.json").read_text())
     assert (summary["run"], summary["params"], summary["ok"]) == ("default", None, True)
     assert [record["notebook"] for record in summary["notebooks"]] == ["01_a", "02_b"]
     assert summary["notebooks"][0]["headline"] == "seed 0, step 0.1, sizes [1, 2]"
     # Nothing differs from the notebook's own values, so that no cell is injected.
-    assert sources(series.runs / "default" / "01_a.ipynb") == sources(series.folder / "01_a.ipynb")
+    assert sources(series.default / "01_a.ipynb") == sources(series.folder / "01_a.ipynb")
 
 
 def test_failure_is_loud_and_stops_the_series(series, capsys):
-    series("01_a", "before = 1", "def broken():\n    raise ValueError('no geodesic')", "broken()", "after = 1")
-    series("02_b", "1")
-    assert run(series, "-p", "seed", "3") == 1
+    series.write("01_a", "before = 1", "def broken():\n    raise ValueError('no geodesic')", "broken()", "after = 1")
+    series.write("02_b", "1")
+    assert series.run("-p", "seed", "3") == 1
     out, err = capsys.readouterr()
     assert "FAILED: 01_a.ipynb in cell 5 of 6" in err
     assert "\nbroken()\n" in err
@@ -110,8 +74,8 @@ def test_failure_is_loud_and_stops_the_series(series, capsys):
     ("source", "message"), [("import os; os._exit(3)", "Kernel died"), ("raise SystemExit(0)", "SystemExit")]
 )
 def test_a_notebook_that_ends_early_has_failed(series, capsys, source, message):
-    series("01_a", "1", source, "2")
-    assert run(series) == 1
+    series.write("01_a", "1", source, "2")
+    assert series.run() == 1
     err = capsys.readouterr().err
     assert "FAILED: 01_a.ipynb in cell 4 of 5" in err
     assert f"\n{source}\n" in err
@@ -119,9 +83,9 @@ def test_a_notebook_that_ends_early_has_failed(series, capsys, source, message):
 
 
 def test_parameters_of_variant_and_command_line(series, capsys):
-    series("01_a", RECORD)
+    series.write("01_a", RECORD)
     (series.folder / "params" / "01_smoke.yaml").write_text("seed: 5\nstep: 1.0e-3\nsizes: [7]\n")
-    assert run(series, "--params", "smoke", "-p", "seed", "6") == 0
+    assert series.run("--params", "smoke", "-p", "seed", "6") == 0
     summary = json.loads((series.runs / "smoke" / "summary.json").read_text())
     assert summary["params"] == "smoke"
     assert summary["notebooks"][0]["headline"] == "seed 6, step 0.001, sizes [7]"
@@ -149,10 +113,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("files", "options", "message"), REFUSED, ids=[" ".join(case[1]) for case in REFUSED])
 def test_refused_before_anything_runs(series, capsys, files, options, message):
-    series("01_a", RECORD)
+    series.write("01_a", RECORD)
     for name, content in files.items():
         (series.folder / "params" / name).write_text(content)
-    assert run(series, *options) == 2
+    assert series.run(*options) == 2
     captured = capsys.readouterr()
     assert re.search(message, captured.err)
     assert not list(series.runs.glob("*/*.ipynb"))
@@ -169,17 +133,17 @@ def test_refused_before_anything_runs(series, capsys, files, options, message):
     ],
 )
 def test_run_names(series, capsys, options, message):
-    series("01_a")
+    series.write("01_a")
     with pytest.raises(SystemExit) as stopped:
-        run(series, *options)
+        series.run(*options)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_two_notebooks_of_one_number_are_refused(series, capsys):
-    series("01_a")
-    series("01_b")
-    assert run(series) == 2
+    series.write("01_a")
+    series.write("01_b")
+    assert series.run() == 2
     assert "01_a.ipynb and 01_b.ipynb have the same number" in capsys.readouterr().err
 
 
@@ -198,57 +162,49 @@ def test_from_text(text, annotation, value):
 
 
 def test_what_an_earlier_run_left_is_not_shown(series, capsys):
-    series("01_a", "1 / 0")
-    series("02_b", "1")
-    folder = series.runs / "default"
+    series.write("01_a", "1 / 0")
+    series.write("02_b", "1")
+    folder = series.default
     (folder / "results").mkdir(parents=True)
     for name in ("01_a", "02_b"):
         (folder / "results" / f"{name}.json").write_text('{"headline": "of yesterday"}')
         (folder / f"{name}.ipynb").write_text("of yesterday")
     (folder / "results" / "09_other.json").write_text("{}")
     (folder / "summary.json").write_text("of yesterday")
-    assert run(series) == 1
+    assert series.run() == 1
     assert "of yesterday" not in "".join(capsys.readouterr())
     assert "of yesterday" not in (folder / "summary.json").read_text()
     assert sorted(path.name for path in folder.glob("results/*")) == ["09_other.json"]
     assert not (folder / "02_b.ipynb").exists()
 
 
-FIGURE = """\
-import os, pathlib
-figures = pathlib.Path(os.environ["LGI_RUNS"]) / run / "figures"
-figures.mkdir(parents=True, exist_ok=True)
-(figures / f"NAME_{seed}.png").write_text("drawn")"""
-
-
 def test_only_a_complete_default_run_renews_the_figures(series):
-    series("01_a", FIGURE)
-    series("02_b", FIGURE)
-    published = series.folder.parent / "figures"
-    assert run(series, "--only", "01") == 0
-    assert run(series, "-p", "seed", "1", "--only", "01") == 0
-    assert not published.exists()
-    old = series.runs / "default" / "figures" / "old.png"
+    series.write("01_a", FIGURE)
+    series.write("02_b", FIGURE)
+    assert series.run("--only", "01") == 0
+    assert series.run("-p", "seed", "1", "--only", "01") == 0
+    assert not series.figures.exists()
+    old = series.default / "figures" / "old.png"
     old.write_text("of an earlier version")
-    assert run(series) == 0
-    assert sorted(path.name for path in published.iterdir()) == ["01_a_0.png", "02_b_0.png"]
+    assert series.run() == 0
+    assert sorted(path.name for path in series.figures.iterdir()) == ["01_a_0.png", "02_b_0.png"]
 
 
 def test_one_writer_at_a_time(series, capsys):
-    series("01_a")
-    folder = series.runs / "default"
+    series.write("01_a")
+    folder = series.default
     folder.mkdir(parents=True)
     with filelock.FileLock(folder / ".lock"):
-        assert run(series) == 2
+        assert series.run() == 2
     assert "another process is writing into" in capsys.readouterr().err
     assert not (folder / "01_a.ipynb").exists()
     # The lock of a process that is gone does not count.
     assert (folder / ".lock").exists() or sys.platform == "win32"
-    assert run(series) == 0
+    assert series.run() == 0
 
 
 def test_kernel_of_another_environment_is_refused(series, tmp_path, monkeypatch, capsys):
-    series("01_a")
+    series.write("01_a")
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     other = tmp_path / "python"
@@ -257,33 +213,34 @@ def test_kernel_of_another_environment_is_refused(series, tmp_path, monkeypatch,
     description = {"argv": [str(other)], "display_name": "Python 3", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(description))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    assert run(series) == 2
+    assert series.run() == 2
     assert "is not the Python of" in capsys.readouterr().err
     description["argv"] = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(json.dumps(description))
-    assert run(series) == 0
+    assert series.run() == 0
 
 
 @pytest.mark.slow
 def test_interrupt_leaves_a_summary_and_no_kernel(series, tmp_path):
-    series("01_a", "import os, pathlib, time", f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
-           "time.sleep(120)")  # fmt: skip
-    series("02_b")
+    pid = tmp_path / "pid"
+    wait = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(120)"
+    series.write("01_a", wait)
+    series.write("02_b")
     command = [sys.executable, "-c", "import signal, sys, runpy\n"
                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                f"sys.argv = ['reproduce', '--notebooks', {str(series.folder)!r}]\n"
-               f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"]  # fmt: skip
+               f"runpy.run_path({reproduce.__file__!r}, run_name='__main__')"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 90)
+        wait_for(lambda: pid.exists() and pid.read_text(), 90)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "reproduce: interrupted" in err
     assert 'Traceback (most recent call last):\n  File "<string>"' not in err
     assert [line.split()[2:4] for line in out.splitlines() if line.startswith("01_a  ")] == [["stopped", "-"]]
-    summary = json.loads((series.runs / "default" / "summary.json").read_text())
+    summary = json.loads((series.default / "summary.json").read_text())
     assert [record["status"] for record in summary["notebooks"]] == ["interrupted", "skipped"]
-    kernel = int((tmp_path / "pid").read_text())
+    kernel = int(pid.read_text())
     wait_for(lambda: not running(kernel), 20)
 
 
@@ -300,7 +257,7 @@ def running(pid):
 
 
 def test_commit_formats_executes_and_cleans(series):
-    path = series("01_a", "x = 1+1", "print( x, seed )", "x")
+    path = series.write("01_a", "x = 1+1", "print( x, seed )", "x")
     messy = nbformat.read(path, 4)
     messy.metadata["kernelspec"] = {"display_name": "mine", "language": "python", "name": "mine"}
     messy.metadata["lgi"] = {"reproduce": True}
@@ -308,7 +265,7 @@ def test_commit_formats_executes_and_cleans(series):
     messy.cells[3].metadata["tags"] = ["checks"]
     ids = [cell.id for cell in messy.cells]
     nbformat.write(messy, path)
-    assert run(series, "commit") == 0
+    assert series.run("commit") == 0
     text = path.read_text()
     notebook = nbformat.reads(text, 4)
     nbformat.validate(notebook)
@@ -322,68 +279,60 @@ def test_commit_formats_executes_and_cleans(series):
     assert notebook.metadata.lgi == {"reproduce": True}
     assert notebook.metadata.language_info.name == "python"
     assert "version" not in notebook.metadata.language_info
-    assert [dict(cell.metadata) for cell in notebook.cells] == [
-        {},
-        {"tags": ["parameters"]},
-        {},
-        {"tags": ["checks"]},
-        {},
-    ]
+    tags = [None, ["parameters"], None, ["checks"], None]
+    assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": each} if each else {} for each in tags]
     assert "papermill" not in text
     assert sys.prefix not in text
     assert text.endswith("}\n")
     # A second call changes nothing.
-    assert run(series, "commit") == 0
+    assert series.run("commit") == 0
     assert path.read_text() == text
 
 
 def test_commit_renews_the_solutions_of_the_same_numbers(series):
-    (series.folder / "solutions").mkdir()
     for name in ("01_a", "02_b"):
-        series(name, "1+1")
-    paths = [
-        series(f"solutions/{number}_solutions", "x = 2+2", "x", parameters="n: int = 3") for number in ("01", "02")
-    ]
+        series.write(name, "1+1")
+    names = ("solutions/01_solutions", "solutions/02_solutions")
+    paths = [series.write(name, "x = 2+2", "x", parameters="n: int = 3") for name in names]
     other = paths[1].read_bytes()
-    assert run(series, "commit", "--only", "01") == 0
+    assert series.run("commit", "--only", "01") == 0
     cells = nbformat.read(paths[0], 4).cells[1:]
     assert [cell.source for cell in cells] == ["n: int = 3", "x = 2 + 2", "x"]
     assert [cell.execution_count for cell in cells] == [1, 2, 3]
     assert cells[2].outputs[0].data == {"text/plain": "4"}
     assert paths[1].read_bytes() == other
-    summary = json.loads((series.runs / "default" / "summary.json").read_text())
+    summary = json.loads((series.default / "summary.json").read_text())
     assert [record["notebook"] for record in summary["notebooks"]] == ["01_a"]
 
 
 def test_commit_leaves_solutions_alone_that_fail(series):
-    (series.folder / "solutions").mkdir()
-    series("01_a", "1")
-    path = series("solutions/01_solutions", "assert 1 == 2")
+    series.write("01_a", "1")
+    path = series.write("solutions/01_solutions", "assert 1 == 2")
     content = path.read_bytes()
-    assert run(series, "commit") == 1
+    assert series.run("commit") == 1
     assert path.read_bytes() == content
 
 
 def test_commit_writes_nothing_when_a_notebook_fails(series, capsys):
-    contents = {path: path.read_bytes() for path in (series("01_a", "x = 1"), series("02_b", "1 / 0"))}
-    assert run(series, "commit") == 1
+    contents = {path: path.read_bytes() for path in (series.write("01_a", "x = 1"), series.write("02_b", "1 / 0"))}
+    assert series.run("commit") == 1
     assert {path: path.read_bytes() for path in contents} == contents
 
 
 def test_commit_does_not_overwrite_an_edit_made_meanwhile(series, capsys):
-    path = series("01_a", "x = 1")
+    path = series.write("01_a", "x = 1")
     edit = f'import pathlib\npath = pathlib.Path({str(path)!r})\npath.write_text(path.read_text() + " ")'
-    path = series("01_a", edit)
-    assert run(series, "commit") == 2
+    path = series.write("01_a", edit)
+    assert series.run("commit") == 2
     assert "01_a.ipynb was edited while it ran" in capsys.readouterr().err
     assert nbformat.read(path, 4).cells[1].execution_count is None
 
 
 def test_commit_refuses_what_ruff_refuses(series, capfd):
-    path = series("01_a", "import os, sys\nundefined_name")
-    assert run(series, "commit") == 2
+    path = series.write("01_a", "import os, sys\nundefined_name")
+    assert series.run("commit") == 2
     assert "F821" in "".join(capfd.readouterr())
-    assert not (series.runs / "default" / path.name).exists()
+    assert not (series.default / path.name).exists()
 
 
 def test_clean_takes_off_injected_parameters_and_widget_state():

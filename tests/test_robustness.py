@@ -5,7 +5,6 @@ that says what to do, and leaves no damaged file.
 """
 
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -14,11 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import papermill.iorw
 import pytest
+import reproduce
 import torch
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from series import FIGURE, Series
 
 import lgi
 from lgi import artifacts, datasets, improvement, training
@@ -28,9 +27,6 @@ from lgi.models import VAE, Architecture
 from lgi.study import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
-specification = importlib.util.spec_from_file_location("reproduce", ROOT / "notebooks" / "reproduce.py")
-reproduce = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(reproduce)
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -72,9 +68,7 @@ print(json.dumps(said))"""
 
 def private_mounts():
     """Command that begins a shell of its own mounts, or None."""
-    command = (
-        ["unshare", "--mount"] if os.name == "posix" and os.geteuid() == 0 else ["unshare", "--map-root-user", "-m"]
-    )
+    command = ["unshare", "--mount", *([] if os.name == "posix" and os.geteuid() == 0 else ["--map-root-user"])]
     try:
         subprocess.run([*command, "mount", "--bind", "/tmp", "/tmp"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -103,11 +97,8 @@ def test_read_only_repository(tmp_path):
     assert said["study"] == said["training"] == "2"
     assert said["reproduce"] == "returned 2"
     refusals = [line for line in done.stderr.splitlines() if "Read-only file system" in line]
-    for program, remedy in (
-        ("improvement: ", "--out"),
-        ("training: ", "make it writable"),
-        ("reproduce: ", "LGI_RUNS"),
-    ):
+    remedies = {"improvement: ": "--out", "training: ": "make it writable", "reproduce: ": "LGI_RUNS"}
+    for program, remedy in remedies.items():
         assert [line for line in refusals if program in line and remedy in line], (program, done.stderr)
     assert "Traceback" not in done.stderr
 
@@ -166,29 +157,11 @@ def test_study_on_a_full_disk_goes_on_when_there_is_space(tmp_path, disk):
 
 @pytest.fixture
 def series(tmp_path, monkeypatch):
-    """Notebook 01_a in a folder with spaces and an umlaut, run from another one; a function that runs the series."""
-    project, runs = tmp_path / "x y ü" / "project", tmp_path / "x y ü" / "runs ß"
-    (project / "notebooks").mkdir(parents=True)
-    parameters = new_code_cell('seed: int = 0  # of it\nrun: str = "default"', metadata={"tags": ["parameters"]})
-    draw = (
-        "import os, pathlib\nfolder = pathlib.Path(os.environ['LGI_RUNS']) / run / 'figures'\n"
-        "folder.mkdir(parents=True, exist_ok=True)\nlength = (folder / 'figure.png').write_text('drawn')"
-    )
-    notebook = new_notebook(
-        cells=[new_markdown_cell("# a"), parameters, new_code_cell(draw)], metadata={"kernelspec": reproduce.KERNEL}
-    )
-    nbformat.write(notebook, project / "notebooks" / "01_a.ipynb")
-    monkeypatch.setenv("LGI_RUNS", str(runs))
-    monkeypatch.chdir("/")
-
-    def run():
-        return reproduce.main(["--notebooks", str(project / "notebooks")])
-
-    run.figures, run.runs = project / "figures", runs / "default"
-    return run
+    return Series(tmp_path, monkeypatch)
 
 
 def test_series_on_a_full_disk(series, monkeypatch, capsys):
+    series.write("01_a", FIGURE)
     real, n_writes = papermill.iorw.LocalHandler.write, [0]
 
     def write(handler, content, path):
@@ -199,13 +172,13 @@ def test_series_on_a_full_disk(series, monkeypatch, capsys):
         raise NO_SPACE
 
     monkeypatch.setattr(papermill.iorw.LocalHandler, "write", write)
-    assert series() == 1
+    assert series.run() == 1
     err = capsys.readouterr().err
     assert "FAILED: 01_a.ipynb" in err
-    assert f"cannot write to {series.runs}: No space left on device. Free space" in err
+    assert f"cannot write to {series.default}: No space left on device. Free space" in err
     assert "LGI_RUNS" in err
-    assert sorted(path.name for path in series.runs.iterdir() if path.is_file()) == [".lock", "summary.json"]
-    summary = json.loads((series.runs / "summary.json").read_text(encoding="utf-8"))
+    assert sorted(path.name for path in series.default.iterdir() if path.is_file()) == [".lock", "summary.json"]
+    summary = json.loads((series.default / "summary.json").read_text(encoding="utf-8"))
     assert [record["status"] for record in summary["notebooks"]] == ["failed"]
     monkeypatch.undo()
 
@@ -221,33 +194,34 @@ def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, err
             raise error
         return real(path, text, **options)
 
+    series.write("01_a", FIGURE)
     # Figures first: a run without fault, but for the last step.
     series.figures.mkdir()
-    (series.figures / "figure.png").write_text("of yesterday", encoding="utf-8")
+    (series.figures / "01_a_0.png").write_text("of yesterday", encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr(reproduce.shutil, "copyfile", copyfile)
-        assert series() == 1
+        assert series.run() == 1
     out, err = capsys.readouterr()
-    assert f"written to {series.runs}" in out
+    assert f"written to {series.default}" in out
     assert err.count("\n") == 1
     assert err.startswith(f"reproduce: [Errno {error.errno}] {error.strerror}")
     assert "Free space" in err
     assert [(path.name, path.read_text(encoding="utf-8")) for path in series.figures.iterdir()] == [
-        ("figure.png", "of yesterday")
+        ("01_a_0.png", "of yesterday")
     ]
 
     monkeypatch.setattr(reproduce, "execute", lambda *_: 1 / 0)
     real = Path.write_text
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", write_text)
-        assert series() == 1
+        assert series.run() == 1
     out, err = capsys.readouterr()
     assert "01_a" in out
-    assert f"cannot write to {series.runs / 'summary.json'}: {error.strerror}" in err
+    assert f"cannot write to {series.default / 'summary.json'}: {error.strerror}" in err
     # What went wrong before is not lost.
     assert "ZeroDivisionError" in err
     assert "Traceback" not in err
-    assert temporary_files(series.runs) == []
+    assert temporary_files(series.default) == []
 
 
 @pytest.mark.parametrize("error", [READ_ONLY, NO_SPACE, PermissionError(errno.EACCES, "Permission denied")])
@@ -255,9 +229,10 @@ def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error
     def acquire(lock, *_, **__):
         raise error
 
+    series.write("01_a")
     monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", acquire)
-    assert series() == 2
-    assert f"reproduce: cannot write to {series.runs}: {error.strerror}" in capsys.readouterr().err
+    assert series.run() == 2
+    assert f"reproduce: cannot write to {series.default}: {error.strerror}" in capsys.readouterr().err
 
 
 # --- training that is stopped ----------------------------------------------------------------------------------------
