@@ -18,6 +18,8 @@ ARGS ?=
 EDITION ?= full
 # Test processes. One thread each: two busy processes with two threads each are slower than with one.
 JOBS ?= 2
+# Order in which `make unit` runs the tests (empty: another one each time, with its number printed).
+SEED ?=
 
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
@@ -67,10 +69,16 @@ lint: $(STAMP) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# In random order, files and the tests in them, so that none relies on what ran before it; xdist would else sort the
+# files by their number of tests. Both calls, also when the first fails; trap: but not when somebody stops it.
 .PHONY: unit
-unit: $(STAMP) ## the tests of the package and of the notebooks' machinery
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not alone' tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone tests
+unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED=number: in that order again)
+	@trap 'exit 130' INT; seed=$(or $(SEED),$$RANDOM); failed=; \
+	echo "order of the tests: make unit SEED=$$seed"; \
+	tests="env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --random-order-bucket=module --random-order-seed=$$seed"; \
+	$$tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests || failed+=" side by side,"; \
+	$$tests -m alone tests || failed+=" alone,"; \
+	test -z "$$failed" || { echo "tests failed that run$$failed in this order: make unit SEED=$$seed" >&2; exit 1; }
 
 # LGI_RUNS: a test must not write into the tree it tests.
 .PHONY: nbval

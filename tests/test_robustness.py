@@ -472,7 +472,7 @@ def test_two_that_install_at_once(tmp_path, left):
     environment = os.environ | {"LOG": str(log), "REAL": sys.executable}
     command = ["make", "install", f"PYTHON={python}", "INSTALLER=pip"]
     both = [subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=60)[1].decode() for process in both]
+    errors = [process.communicate(timeout=300)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert log.read_text(encoding="utf-8").split() == ["venv", "install", "installed"]
     assert subprocess.run([*command, "--question"], cwd=project, env=environment, check=False).returncode == 0
