@@ -40,6 +40,7 @@ def series(tmp_path, monkeypatch):
     folder = tmp_path / "project" / "notebooks"
     (folder / "params").mkdir(parents=True)
     monkeypatch.setenv("LGI_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # the runner sets it for its process, which is that of all tests
 
     def write(name, *sources, parameters=PARAMETERS):
         cells = [new_markdown_cell(f"# {name}"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]

@@ -179,6 +179,7 @@ def series(tmp_path, monkeypatch):
     )
     nbformat.write(notebook, project / "notebooks" / "01_a.ipynb")
     monkeypatch.setenv("LGI_RUNS", str(runs))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # the runner sets it for its process, which is that of all tests
     monkeypatch.chdir("/")
 
     def run():
