@@ -146,7 +146,9 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"]
     """
     if std not in ("rbf", "constant"):
         raise ValueError(f'std must be "rbf" or "constant", got {std!r}')
-    vae, state = VAE(_architecture(artifact)), _state(artifact)
+    with torch.random.fork_rng(devices=[]):  # for initial weights, which are not kept
+        vae = VAE(_architecture(artifact))
+    state = _state(artifact)
     rbf = {k: state[f"decoder.std_net.{k}"] for k in ("centres", "bandwidths", "weight")}
     floor = float(state["decoder.std_net.floor"])
     vae.decoder.std_net = RBFPrecision(**rbf, floor=floor, data_shape=vae.decoder.data_shape)
@@ -171,7 +173,8 @@ def restore_gan(artifact: artifacts.Artifact, *, fused: bool = True) -> GAN:
     GAN
         The model; ``gan.generator`` is deterministic.
     """
-    gan = GAN(_architecture(artifact))
+    with torch.random.fork_rng(devices=[]):  # as in restore_vae
+        gan = GAN(_architecture(artifact))
     gan.load_state_dict(_state(artifact))
     return fuse(gan) if fused else gan.eval()
 

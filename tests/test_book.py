@@ -284,7 +284,7 @@ class Browser:
         self.log = (profile.parent / "chromium.log").open("wb")
         self.process = subprocess.Popen([CHROMIUM, *options, "about:blank"], stdout=self.log, stderr=self.log)
         place = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (place.exists() and place.read_text().count("\n")):
             assert self.process.poll() is None, f"Chromium ended: {self.log.name}"
             assert time.monotonic() < deadline, "Chromium did not start"
@@ -294,7 +294,7 @@ class Browser:
         with opener.open(f"http://127.0.0.1:{port}/json/list") as answer:
             tab = next(target for target in json.load(answer) if target["type"] == "page")
         self.socket = websocket.create_connection(
-            tab["webSocketDebuggerUrl"], suppress_origin=True, timeout=60, http_no_proxy=["127.0.0.1"]
+            tab["webSocketDebuggerUrl"], suppress_origin=True, timeout=300, http_no_proxy=["127.0.0.1"]
         )
         self.number = itertools.count()
         self.events = []
@@ -347,7 +347,7 @@ class Browser:
     def close(self):
         self.socket.close()
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(300)
         self.log.close()
 
 

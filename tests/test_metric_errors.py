@@ -20,7 +20,6 @@ def generator(z: Tensor) -> Tensor:
     return torch.stack([z[:, 0].sin(), z[:, 1].exp(), z.prod(1), z[:, 0] ** 2], dim=1)
 
 
-LINEAR = nn.Linear(2, 8)
 Z = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.5, 0.2]])
 
 
@@ -49,15 +48,16 @@ def hooked(layer: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "make",
     [
-        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)),
-        hooked(nn.Linear(2, 8)),
-        nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)),
+        lambda: hooked(nn.Linear(2, 8)),
+        lambda: nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True)),
     ],
     ids=["parametrization", "hook", "instance norm"],
 )
-def test_train_mode_in_which_a_call_changes_the_model(layer: nn.Module) -> None:
+def test_train_mode_in_which_a_call_changes_the_model(make: Callable[[], nn.Module]) -> None:
+    layer = make()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(ValueError, match=r"in train mode.*each call changes it.*eval\(\)"):
         PullbackMetric(layer.train()).tensor(Z)
@@ -79,7 +79,7 @@ def test_instance_norm_without_statistics_may_stay_in_train_mode() -> None:
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
 def test_train_mode_hidden_in_a_function(layer: nn.Module) -> None:
-    model = nn.Sequential(LINEAR, layer)
+    model = nn.Sequential(nn.Linear(2, 8), layer)
     with pytest.raises(ValueError, match="depends on the other points of the batch, or is random"):
         PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)
 
@@ -176,7 +176,7 @@ def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
 
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
         PullbackMetric(Model(2, 4)).tensor(torch.zeros(3, 5))
-    metric = PullbackMetric(LINEAR)
+    metric = PullbackMetric(nn.Linear(2, 8))
     with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(2, 5\).*check the last dimension"):
         metric.tensor(torch.zeros(3, 5))
     metric.tensor(Z)
@@ -188,11 +188,11 @@ def test_another_dtype_than_the_generator() -> None:
     with pytest.raises(
         ValueError, match=r"torch.float64.*parameters torch.float32 on cpu; check the last dimension, dtype"
     ):
-        PullbackMetric(LINEAR).tensor(Z.double())
+        PullbackMetric(nn.Linear(2, 8)).tensor(Z.double())
 
 
 def test_another_dtype_than_before() -> None:
-    metric = PullbackMetric(LINEAR)
+    metric = PullbackMetric(nn.Linear(2, 8))
     expected = metric.tensor(Z)
     for method in (metric.tensor, metric.embed, metric.log_volume, lambda z: metric.speed(z, z)):
         with pytest.raises(ValueError, match=r"torch.float64.*parameters torch.float32 on cpu"):

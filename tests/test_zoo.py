@@ -24,6 +24,13 @@ def test_shipped_artefacts_are_those_of_the_recipes(name):
     assert json.loads(path.with_suffix(".json").read_text())["sha256"] == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_loading_changes_nothing_that_is_drawn_afterwards(name):
+    before = torch.get_rng_state()
+    lgi.load_model(name)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_shipped_files_are_small_and_hold_no_image():
     files = list((artifacts.data_folder() / "models").iterdir())
     assert sum(file.stat().st_size for file in files) < 5e6
