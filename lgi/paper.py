@@ -1,19 +1,19 @@
 """The paper in one file, plain and slow: eqs 1-4, the curves of App. A, the descent of section 2.1, Algorithm 1.
 
 For reading beside Michelis & Becker (2021), and what the fast modules are tested against. One pair of points at a time;
-every Jacobian is written out; the letters are the paper's. Everything here is also in the package, fast and for
-thousands of pairs: :class:`lgi.PullbackMetric`, :class:`lgi.CubicBSpline`, :func:`lgi.shorten` and
-:func:`lgi.worst_case_improvement`.
+every Jacobian is written out; the letters are the paper's. The package has all of it again, fast and for thousands of
+pairs, as `lgi.PullbackMetric`, `lgi.CubicBSpline`, `lgi.shorten` and `lgi.worst_case_improvement`.
 
-========================  =====================================================================
-eq. 1                     :func:`deterministic_metric`, :func:`length`
-eq. 2                     :func:`stochastic_metric`
-eq. 3                     :func:`deterministic_feature_metric`
-eq. 4, App. E             :func:`stochastic_feature_metric`
-section 2.1               :func:`energy`, :func:`shorter_curve`
-App. A                    :func:`basis`, :func:`points`, :func:`velocities`, :func:`insert_knot`
-section 2.3, App. C       :func:`worst_case_end`, :func:`worst_case_improvements` (Algorithm 1)
-========================  =====================================================================
+=====================  ==============================================================================
+eq. 1                  `length`, with the metric of `deterministic_metric`
+eq. 2                  `stochastic_metric`
+eq. 3                  `deterministic_feature_metric`
+eq. 4, App. E          `stochastic_feature_metric`
+Jacobians of eqs 1-4   `jacobian`, `decoder_jacobians`
+App. A                 `straight_line`, `basis`, `points`, `velocities`, `insert_knot`
+section 2.1            `squared_speeds`, `energy`, `energy_and_gradient`, `shorter_curve`
+section 2.3, App. C    `worst_case_end`, `worst_case_improvements` (Algorithm 1)
+=====================  ==============================================================================
 
 A generator takes a batch of latent points ``(n, d)``; a deterministic one returns data ``(n, *data_shape)``, a
 stochastic one (a decoder) their mean and standard deviation. A feature map takes data, ``(n, *data_shape)``, to
@@ -61,6 +61,23 @@ def jacobian(function: Function, x: Tensor, mode: Callable[..., Function] = jacf
         Differentiable in ``x``.
     """
     return mode(lambda x: function(x[None]).flatten())(x).flatten(1)
+
+
+def decoder_jacobians(decoder: Decoder, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Jacobians of mean and standard deviation, ``J_mu`` and ``J_sigma`` of eqs 2 and 4, in one pass.
+
+    Parameters
+    ----------
+    decoder : callable
+        (n, d) -> (mean, std), each (n, *data_shape).
+    z : Tensor, shape (d,)
+
+    Returns
+    -------
+    J_mu, J_sigma : Tensor, shape (D, d)
+    """
+    J_mu, J_sigma = jacobian(lambda z: torch.stack(decoder(z)), z).chunk(2)
+    return J_mu, J_sigma
 
 
 def deterministic_metric(generator: Function, z: Tensor) -> Tensor:
@@ -150,23 +167,6 @@ def stochastic_feature_metric(decoder: Decoder, feature_map: Function, z: Tensor
     J_FX = jacobian(feature_map, mean[0], jacrev)
     M_FX = J_FX.T @ J_FX
     return J_mu.T @ M_FX @ J_mu + J_sigma.T @ torch.diag(torch.diag(M_FX)) @ J_sigma
-
-
-def decoder_jacobians(decoder: Decoder, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Jacobians of mean and standard deviation, ``J_mu`` and ``J_sigma`` of eqs 2 and 4, in one pass.
-
-    Parameters
-    ----------
-    decoder : callable
-        (n, d) -> (mean, std), each (n, *data_shape).
-    z : Tensor, shape (d,)
-
-    Returns
-    -------
-    J_mu, J_sigma : Tensor, shape (D, d)
-    """
-    J_mu, J_sigma = jacobian(lambda z: torch.stack(decoder(z)), z).chunk(2)
-    return J_mu, J_sigma
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -303,7 +303,7 @@ def test_descent_reaches_the_geodesic(name: str) -> None:
     start, end = torch.tensor(ends, dtype=torch.float64)
     shortest = distance(start, end)
     line = paper.straight_line(start, end)
-    assert paper.length(metric, *line) > 1.02 * shortest
+    assert paper.length(metric, *line) > 1.01 * shortest
     P, T = paper.shorter_curve(metric, start, end)
     assert len(P) == 10
     assert torch.equal(P[[0, -1]], torch.stack([start, end]))
@@ -461,13 +461,9 @@ def test_it_imports_torch_and_nothing_of_the_package_but_the_spline() -> None:
     assert imported <= allowed
 
 
-def test_all_public_functions_say_shapes_and_source() -> None:
+def test_all_functions_are_in_the_table_and_say_shapes() -> None:
     functions = {name: f for name, f in vars(paper).items() if inspect.isfunction(f) and f.__module__ == paper.__name__}
-    assert len(functions) >= 15
+    assert len(functions) > 15
     for name, function in functions.items():
         assert "Tensor, shape" in function.__doc__, name
-        assert (
-            f":func:`{name}`" in paper.__doc__
-            or name in ("jacobian", "decoder_jacobians", "straight_line")
-            or any(word in name for word in ("squared", "gradient"))
-        ), name
+        assert f"`{name}`" in paper.__doc__, name
