@@ -159,8 +159,8 @@ def stochastic_feature_metric(decoder: Decoder, feature_map: Function, z: Tensor
     Notes
     -----
     App. E derives this as the expectation of ``J^T J`` over the decoder's noise and takes ``M_FX`` out of it. That is
-    exact for an affine feature map only: the Jacobian of any other depends on the sampled data too. Here, as in the
-    paper's code, ``M_FX`` is taken at the mean.
+    exact for an affine feature map only: the Jacobian of any other depends on the sampled data too. Here ``M_FX`` is
+    taken at the mean.
     """
     mean, _ = decoder(z[None])
     J_mu, J_sigma = decoder_jacobians(decoder, z)
