@@ -33,6 +33,51 @@ def _in(module: str, *faults: tuple[str, str, str, str, Sequence[str]]) -> list[
 
 FAULTS: list[Fault] = [
     *_in(
+        "paper",
+        (
+            "the plain feature Jacobian detached",
+            "the original code's: what the fast energy is compared with has a wrong gradient",
+            "J_FX = jacobian(feature_map, x, jacrev)",
+            "J_FX = jacobian(feature_map, x.detach(), jacrev)",
+            ["test_gradient_passes_through_the_feature_jacobian"],
+        ),
+        (
+            "the plain eq. 4 without its diagonal",
+            "the printed equation is not the paper's",
+            "torch.diag(torch.diag(M_FX))",
+            "M_FX",
+            ["test_eqs_2_and_4_in_closed_form", "test_eq_4_is_the_expected_metric_of_an_affine_feature_map"],
+        ),
+        (
+            "insertion as App. A reads literally",
+            "a curve moves when it is given one more control point",
+            "for i in range(j - 2, j + 1):",
+            "for i in range(j - 1, min(j + 2, len(P))):",
+            ["test_insertion_keeps_the_curve"],
+        ),
+        (
+            "the plain descent without new knots",
+            "two free control points only, as in the original code with its defaults",
+            "            P, T = insert_knot(P, T)\n",
+            "            break\n",
+            ["test_knots_are_inserted_and_help"],
+        ),
+        (
+            "the plain length by n_t - 1",
+            "the original code's: all lengths are too long",
+            ".clamp_min(0).sqrt().mean()",
+            ".clamp_min(0).sqrt().sum() / (n_t - 1)",
+            ["test_length_and_energy_converge_to_those_of_the_fast_package"],
+        ),
+        (
+            "the plain eigenvector away from the origin",
+            "Algorithm 1 without its footnote: ends where the generator was not trained",
+            "if v_max @ start > 0:",
+            "if v_max @ start < 0:",
+            ["test_direction_is_the_maximal_eigenvector_towards_the_origin"],
+        ),
+    ),
+    *_in(
         "spline",
         (
             "basis closed on both sides",

@@ -28,6 +28,8 @@ RANKS = {
     "improvement": 3,
     "training": 3,
     "plots": 4,
+    # Above all others: nothing in the package is made of it, and what it imports itself, tests/test_paper.py says.
+    "paper": 5,
 }
 
 # Design section 3, by the module that defines them. A name is required as soon as its module exists.
