@@ -8,7 +8,9 @@ tests/test_readme.py fails when README.md is stale.
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -16,191 +18,177 @@ from lgi import artifacts
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "tests" / "benchmarks"
-_TIMES = BENCHMARKS / "notebooks.json"
 
-
-_SERIES = {
-    "01": ("where the generative models and their standard deviations come from", "2.2, app. B, D"),
-    "02": (
-        "how far apart are two latent points, and in which directions",
-        "2.1-2.3, eqs 1-4, app. E; Fig. 1, background of Fig. 2",
-    ),
-    "03": (
-        "what a shorter curve is, how good it is, and what a classifier or VGG-19 on top changes",
-        "2.1, 2.2, app. A, B; Fig. 3",
-    ),
-    "04": ("Algorithm 1: the 10.20 %, and what it depends on", "2.3, app. C; Figs 2, 4"),
-    "05": (
-        "which interpolations of two models may be compared; a generator without an encoder",
-        "3, app. D; Figs 5-8",
-    ),
-    "06": ("what the paper's code did differently, and what that changes", "2.1-3, app. A, C, D"),
-    "07": ("one pair at a time: click two points in JupyterLab, see both curves and their certificate", "2.1, 2.2, 3"),
-}
+# Of every notebook: its question, and the parts of the paper that it answers.
+_SERIES = """\
+01 | where the generative models and their standard deviations come from | 2.2, app. B, D
+02 | how far apart are two latent points, and in which directions | 2.1-2.3, eqs 1-4, app. E; Fig. 1, background of Fig. 2
+03 | what a shorter curve is, how good it is, and what a classifier or VGG-19 on top changes | 2.1, 2.2, app. A, B; Fig. 3
+04 | Algorithm 1: the 10.20 %, and what it depends on | 2.3, app. C; Figs 2, 4
+05 | which interpolations of two models may be compared; a generator without an encoder | 3, app. D; Figs 5-8
+06 | what the paper's code did differently, and what that changes | 2.1-3, app. A, C, D
+07 | one pair at a time: click two points in JupyterLab, see both curves and their certificate | 2.1, 2.2, 3
+"""  # noqa: E501
 # The paper's claims in its own order, and the rows of the notebooks' tables that answer each.
-_CLAIMS = {
-    "P1": ["the metric of a deterministic generator is J^T J (eq. 1)"],
-    "P2": ["eq. 2 is the expected metric"],
-    "P3": ["a feature map on a deterministic generator (eq. 3)"],
-    "P4": ["eq. 4 is the expected metric (app. E)"],
-    "P5": ["cubic B-spline, knots inserted without moving it (app. A)"],
-    "P6": ["least energy is a geodesic (2.1)"],
-    "P7": ["it agrees with the geodesic equation (2.1)"],
-    "P8": ["RBF variance improves the estimate (Figs 1, 7)"],
-    "P9": [
-        "logistic regression tells the digits apart (app. B)",
-        "Fig. 3: fewer digits through the classifier",
-        "geodesics pass as few clusters as possible (app. B)",
-    ],
-    "P10": ["VGG-19 as a feature map (2.2)"],
-    "P11": ["the metric is highly anisotropic (Fig. 1)", "maximal eigenvectors vary in direction"],
-    "P12": ["where large improvements lie (Fig. 2)"],
-    "P13": [
-        "mean relative improvement over 1000 samples (Algorithm 1, Figs 2, 4)",
-        "the maximal eigenvector is the worst direction (2.3)",
-        "interpolations between data points",
-    ],
-    "P14": [
-        "VAE1 has 16 times the parameters of VAE2 (app. D)",
-        "improvements of two models can differ vastly (Fig. 6)",
-        "some pairs are comparable (app. D)",
-        "similar improvements show similar neighbourhoods (section 3)",
-    ],
-    "P15": ["without an encoder, codes can be searched for (section 3)"],
-    "P16": ["the optimiser is not a global one (section 4)"],
-}
+_CLAIMS = """\
+P1 | the metric of a deterministic generator is J^T J (eq. 1)
+P2 | eq. 2 is the expected metric
+P3 | a feature map on a deterministic generator (eq. 3)
+P4 | eq. 4 is the expected metric (app. E)
+P5 | cubic B-spline, knots inserted without moving it (app. A)
+P6 | least energy is a geodesic (2.1)
+P7 | it agrees with the geodesic equation (2.1)
+P8 | RBF variance improves the estimate (Figs 1, 7)
+P9 | logistic regression tells the digits apart (app. B)
+P9 | Fig. 3: fewer digits through the classifier
+P9 | geodesics pass as few clusters as possible (app. B)
+P10 | VGG-19 as a feature map (2.2)
+P11 | the metric is highly anisotropic (Fig. 1)
+P11 | maximal eigenvectors vary in direction
+P12 | where large improvements lie (Fig. 2)
+P13 | mean relative improvement over 1000 samples (Algorithm 1, Figs 2, 4)
+P13 | the maximal eigenvector is the worst direction (2.3)
+P13 | interpolations between data points
+P14 | VAE1 has 16 times the parameters of VAE2 (app. D)
+P14 | improvements of two models can differ vastly (Fig. 6)
+P14 | some pairs are comparable (app. D)
+P14 | similar improvements show similar neighbourhoods (section 3)
+P15 | without an encoder, codes can be searched for (section 3)
+P16 | the optimiser is not a global one (section 4)
+"""
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Cells of the lines of a table."""
+    return [line.strip("| ").split(" | ") for line in text.splitlines()]
+
+
+def _table(titles: str, rows: Iterable[Sequence[str]]) -> str:
+    """Markdown of a table whose titles are given as one line."""
+    lines = [titles, "|---" * (titles.count("|") - 1) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
+    return "\n".join(lines)
+
+
+def _recorded(benchmark: str) -> Any:
+    """What a script of tests/benchmarks has measured."""
+    return json.loads((BENCHMARKS / f"{benchmark}.json").read_text(encoding="utf-8"))
 
 
 def _notebooks(numbers: str) -> list[Path]:
     return sorted((ROOT / "notebooks").glob(f"{numbers}_*.ipynb"))
 
 
-def _table(notebook: Path) -> list[str]:
-    """Lines of the notebook's table of results."""
+def _shown(notebook: Path) -> str:
+    """The notebook's table of results."""
     for cell in nbformat.read(notebook, as_version=4).cells:
         for output in cell.get("outputs", []):
             table = output.get("data", {}).get("text/markdown", "")
             if table.startswith("| claim | paper |"):
-                return table.splitlines()
+                return table
     raise ValueError(f"{notebook.name} shows no table that begins with '| claim | paper |': run make notebooks")
 
 
 def record_times() -> None:
     """Keep the run times of the notebooks that `make notebooks` has just run, and where that was."""
     summary = json.loads((artifacts.runs_folder() / "default" / "summary.json").read_text())
-    recorded = json.loads(_TIMES.read_text()) if _TIMES.exists() else {"seconds": {}}
-    recorded["seconds"] |= {
-        run["notebook"][:2]: run["seconds"] for run in summary["notebooks"] if run["status"] == "ok"
+    times = {run["notebook"][:2]: run["seconds"] for run in summary["notebooks"] if run["status"] == "ok"}
+    times = _recorded("notebooks")["seconds"] | times
+    document = {
+        "seconds": dict(sorted(times.items())),
+        "provenance": artifacts.provenance(seed=0, command="make reproduce"),
     }
-    recorded["seconds"] = dict(sorted(recorded["seconds"].items()))
-    recorded["provenance"] = artifacts.provenance(seed=0, command="make reproduce")
-    _TIMES.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    (BENCHMARKS / "notebooks.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def minutes(number: str) -> str:
     """Run time of notebook `number` as recorded, to the half minute."""
-    seconds = json.loads(_TIMES.read_text())["seconds"][number]
+    seconds = _recorded("notebooks")["seconds"][number]
     return f"{max(0.5, round(seconds / 30) / 2):g} min"
 
 
 def results() -> str:
     """The tables of the committed notebooks, in the order of the paper's claims."""
-    found: dict[str, tuple[str, str]] = {}
-    for path in _notebooks("0[1-5]"):
-        rows = [row.strip("| ").split(" | ") for row in _table(path)[2:]]
-        found |= {claim: (" | ".join(rest), path.name) for claim, *rest in rows}
-    if unplaced := set(found) - {claim for claims in _CLAIMS.values() for claim in claims}:
+    found = {
+        claim: [*rest, f"[{path.name[:2]}](notebooks/{path.name}), {minutes(path.name[:2])}"]
+        for path in _notebooks("0[1-5]")
+        for claim, *rest in _rows(_shown(path))[2:]
+    }
+    claims = _rows(_CLAIMS)
+    if unplaced := set(found) - {claim for _, claim in claims}:
         raise ValueError(f"tests/readme.py does not know which claim of the paper these rows answer: {unplaced}")
-    lines = ["| | claim | paper | ours | verdict | notebook, run time |", "|---|---|---|---|---|---|"]
-    for number, claims in _CLAIMS.items():
-        for claim in claims:
-            rest, name = found[claim]
-            lines.append(f"| {number} | {claim} | {rest} | [{name[:2]}](notebooks/{name}), {minutes(name[:2])} |")
-    geodesics = json.loads((BENCHMARKS / "geodesics.json").read_text())["methods"]
-    ours, original = (geodesics[name]["decoder rows a pair"] for name in ("lgi gauss-newton", "original scheme"))
-    lines.append(
-        f"| P16 | the Jacobian is expensive (section 4) | stated | decoder rows a curve: {original:,.0f} by "
-        f"copies of each point, {ours:,.0f} by `lgi` | no longer | [geodesics.py](tests/benchmarks/geodesics.py) |"
-    )
-    return "\n".join(lines)
+    methods = _recorded("geodesics")["methods"]
+    ours, original = (methods[name]["decoder rows a pair"] for name in ("lgi gauss-newton", "original scheme"))
+    cost = f"decoder rows a curve: {original:,.0f} by copies of each point, {ours:,.0f} by `lgi`"
+    last = ["P16", "the Jacobian is expensive (section 4)", "stated", cost, "no longer"]
+    rows = [[number, claim, *found[claim]] for number, claim in claims]
+    rows.append([*last, "[geodesics.py](tests/benchmarks/geodesics.py)"])
+    return _table("| | claim | paper | ours | verdict | notebook, run time |", rows)
 
 
 def departures() -> str:
     """What the original code's choices change: the table of notebook 06."""
     (path,) = _notebooks("06")
-    return "\n".join(_table(path))
+    return _shown(path).rstrip("\n")
 
 
 def series() -> str:
-    lines = ["| notebook | question | paper | 2 CPU cores | GPU |", "|---|---|---|---|---|"]
-    for path in _notebooks("0[1-7]"):
-        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ").replace("·", "")
-        question, paper = _SERIES[path.name[:2]]
-        name = " ".join(title.split())
-        lines.append(
-            f"| [{name}](notebooks/{path.name}) | {question} | {paper} | {minutes(path.name[:2])} | not measured |"
-        )
-    return "\n".join(lines)
+    """Notebooks in their order."""
+    rows = []
+    for number, question, paper in _rows(_SERIES):
+        (path,) = _notebooks(number)
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ").replace("· ", "")
+        rows.append([f"[{title}](notebooks/{path.name})", question, paper, minutes(number), "not measured"])
+    return _table("| notebook | question | paper | 2 CPU cores | GPU |", rows)
 
 
 def benchmark() -> str:
-    recorded = json.loads((BENCHMARKS / "metric.json").read_text())
-    lines = ["| | method | points | points/s | peak MiB | points/s of lgi / of this |", "|---|---|---|---|---|---|"]
+    """Points a second of the metric."""
+    recorded, rows = _recorded("metric"), []
     for quantity, methods in recorded["results"].items():
-        for method, rows in methods.items():
+        for method, measured in methods.items():
             ratio = recorded["lgi_over_method"][quantity].get(method)
-            for row in rows:
-                cells = [quantity.replace("_", " "), method, f"{row['points']:,}", f"{row['points_per_second']:,.0f}"]
-                cells += [
-                    f"{row['peak_MiB']:,.0f}",
-                    "" if ratio is None or row is not rows[-1] else f"{ratio:.{0 if ratio > 10 else 2}f}",
-                ]
-                lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            for row in measured:
+                times = "" if ratio is None or row is not measured[-1] else f"{ratio:.{0 if ratio > 10 else 2}f}"
+                numbers = (row["points"], row["points_per_second"], row["peak_MiB"])
+                rows.append([quantity.replace("_", " "), method, *(f"{number:,.0f}" for number in numbers), times])
+    return _table("| | method | points | points/s | peak MiB | points/s of lgi / of this |", rows)
 
 
 def geodesics() -> str:
-    recorded = json.loads((BENCHMARKS / "geodesics.json").read_text())
-    titles = ("method", "pairs", "s a pair", "time, relative to lgi's", "decoder rows a pair", "length", "certified")
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    """Shorter curves by every method."""
+    recorded, rows = _recorded("geodesics"), []
     for method, row in recorded["methods"].items():
-        seconds = row["seconds a pair"]
-        times, certified = row.get("times lgi"), row.get("certified")
-        cells = [
-            method,
-            f"{row['pairs']:,}",
-            f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}",
-            "" if times is None else f"{times:,.0f}",
-        ]
-        cells += [f"{row['decoder rows a pair']:,.0f}", f"{row['relative to gauss-newton, same pairs']:+.3%}"]
-        lines.append("| " + " | ".join([*cells, "" if certified is None else f"{100 * certified:.4g}%"]) + " |")
+        seconds, times, certified = row["seconds a pair"], row.get("times lgi"), row.get("certified")
+        cells = [method, f"{row['pairs']:,}", f"{seconds:.2g}" if seconds < 100 else f"{seconds:,.0f}"]
+        cells += ["" if times is None else f"{times:,.0f}", f"{row['decoder rows a pair']:,.0f}"]
+        cells += [f"{row['relative to gauss-newton, same pairs']:+.3%}"]
+        rows.append([*cells, "" if certified is None else f"{100 * certified:.4g}%"])
     many = recorded["10,000 pairs"]
-    return "\n".join(lines) + (
+    titles = "| method | pairs | s a pair | time, relative to lgi's | decoder rows a pair | length | certified |"
+    return _table(titles, rows) + (
         f"\n\n10,000 pairs in one call: {many['seconds']:.0f} s, {100 * many['certified']:.4g}% certified, "
         f"{many['peak memory in GiB']:.1f} GiB at most."
     )
 
 
 def algorithm1() -> str:
-    recorded = json.loads((BENCHMARKS / "algorithm1.json").read_text())
-    lines = ["| method | pairs | s a pair | decoder rows a pair | mean improvement | the same pairs by lgi |"]
-    lines += ["|---|---|---|---|---|---|"]
+    """Algorithm 1 by every method."""
+    recorded, rows = _recorded("algorithm1"), []
     for method, row in recorded["methods"].items():
         cells = [method, f"{row['pairs']:,}", f"{row['seconds a pair']:.2g}", f"{row['decoder rows a pair']:,.0f}"]
-        cells += [f"{row['mean improvement of its pairs']:.2%}", f"{row['the same by lgi']:.2%}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append([*cells, f"{row['mean improvement of its pairs']:.2%}", f"{row['the same by lgi']:.2%}"])
     low, high = recorded["confidence interval"]
-    lines += [
-        "",
-        f"Mean improvement {recorded['mean improvement']:.2%} [{low:.2%}, {high:.2%}], "
+    titles = "| method | pairs | s a pair | decoder rows a pair | mean improvement | the same pairs by lgi |"
+    return _table(titles, rows) + (
+        f"\n\nMean improvement {recorded['mean improvement']:.2%} [{low:.2%}, {high:.2%}], "
         f"{100 * recorded['certified']:.4g}% certified, {recorded['seconds']:.0f} s: "
-        f"{recorded['times the floor']:.2f} times the bare decoder passes of as many rows.",
-    ]
-    return "\n".join(lines)
+        f"{recorded['times the floor']:.2f} times the bare decoder passes of as many rows."
+    )
 
 
 def comparison() -> str:
-    recorded = json.loads((BENCHMARKS / "comparison.json").read_text())
+    """Pairs of both models, and inversion."""
+    recorded = _recorded("comparison")
     seconds, error, as_good = recorded["seconds"], recorded["mean error"], recorded["error at most the encoder's"]
     return (
         f"{recorded['pairs']} pairs of test digits compared in both VAEs: {seconds['comparison']:.0f} s, certified "
@@ -211,20 +199,13 @@ def comparison() -> str:
     )
 
 
-_PARTS = (
-    ("series", series),
-    ("results", results),
-    ("departures", departures),
-    ("benchmark", benchmark),
-    ("geodesics", geodesics),
-    ("algorithm1", algorithm1),
-    ("comparison", comparison),
-)
+_PARTS = (series, results, departures, benchmark, geodesics, algorithm1, comparison)
 
 
 def generated(text: str) -> str:
     """README's text with its generated parts as they should be."""
-    for name, make in _PARTS:
+    for make in _PARTS:
+        name = make.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md has no part between <!-- {name} --> and <!-- /{name} -->")

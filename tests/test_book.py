@@ -4,19 +4,14 @@ import base64
 import importlib.util
 import io
 import itertools
-import json
 import re
-import shutil
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-import websocket
+from browser import chromium
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -26,7 +21,6 @@ NOTEBOOKS = ROOT / "notebooks"
 specification = importlib.util.spec_from_file_location("book", NOTEBOOKS / "book.py")
 book = sys.modules["book"] = importlib.util.module_from_spec(specification)  # where dataclasses look for it
 specification.loader.exec_module(book)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -275,83 +269,7 @@ def test_headings_of_the_same_name_have_their_own_anchors(tmp_path):
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 
-class Browser:
-    """Headless Chromium, driven over its DevTools protocol."""
-
-    def __init__(self, profile):
-        options = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--remote-debugging-port=0"]
-        options += ["--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}"]
-        self.log = (profile.parent / "chromium.log").open("wb")
-        self.process = subprocess.Popen([CHROMIUM, *options, "about:blank"], stdout=self.log, stderr=self.log)
-        place = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + 300
-        while not (place.exists() and place.read_text().count("\n")):
-            assert self.process.poll() is None, f"Chromium ended: {self.log.name}"
-            assert time.monotonic() < deadline, "Chromium did not start"
-            time.sleep(0.05)
-        port = place.read_text().split()[0]
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/json/list") as answer:
-            tab = next(target for target in json.load(answer) if target["type"] == "page")
-        self.socket = websocket.create_connection(
-            tab["webSocketDebuggerUrl"], suppress_origin=True, timeout=300, http_no_proxy=["127.0.0.1"]
-        )
-        self.number = itertools.count()
-        self.events = []
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **parameters):
-        number = next(self.number)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("id") == number:
-                assert "error" not in message, message
-                return message["result"]
-            self.events.append(message)
-
-    def evaluate(self, script):
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def open(self, path, *, width):
-        self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500
-        )
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self.socket.recv()))
-
-    def facts(self, scheme):
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        return self.evaluate(FACTS)
-
-    def complaints(self):
-        """Errors and warnings since the last page was opened, and what it wanted from elsewhere."""
-        for event in self.events:
-            parameters = event["params"]
-            if event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
-                yield parameters["entry"]["text"]
-            elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
-                yield str(parameters["args"])
-            elif event["method"] == "Runtime.exceptionThrown":
-                yield str(parameters["exceptionDetails"])
-            elif event["method"] in ("Network.loadingFailed", "Network.requestWillBeSent"):
-                url = parameters.get("request", {}).get("url", "failed")
-                if not url.startswith(("file:", "data:")):
-                    yield str(parameters)
-
-    def close(self):
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(300)
-        self.log.close()
-
-
-FACTS = """(async () => {
+FACTS = """async () => {
   for (const image of document.images) { image.loading = "eager"; await image.decode().catch(() => 0); }
   await document.fonts.ready;
   const light = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number); return (r + g + b) / 3; };
@@ -383,63 +301,89 @@ FACTS = """(async () => {
     font: !document.querySelector("math") || [...document.fonts].some(face => face.status === "loaded"),
     menu: getComputedStyle(document.getElementById("nav")).display,
   };
-})()"""
+}"""
+
+
+class Window:
+    """A browser's window of a width, and what its pages complain about or want from elsewhere."""
+
+    def __init__(self, browser, width):
+        self.page = browser.new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
+        self.evaluate, self.complaints = self.page.evaluate, []
+        tell = self.complaints.append
+        self.page.on("console", lambda message: message.type in ("error", "warning") and tell(message.text))
+        self.page.on("pageerror", lambda error: tell(str(error)))
+        self.page.on("request", lambda request: request.url.startswith(("file:", "data:")) or tell(request.url))
+        self.page.on("requestfailed", lambda request: tell(f"failed: {request.url}"))
+
+    def open(self, path):
+        self.page.goto(path.resolve().as_uri())
+
+    def facts(self, scheme):
+        self.page.emulate_media(color_scheme=scheme)
+        return self.evaluate(FACTS)
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    browser = Browser(tmp_path_factory.mktemp("browser") / "profile")
-    yield browser
-    browser.close()
+def browser():
+    with chromium() as browser:
+        yield browser
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_pages_in_a_browser(site, browser, width):
+@pytest.fixture
+def window(browser, request):
+    """Window of the width that a test is given, else of a computer's."""
+    window = Window(browser, getattr(request, "param", 1280))
+    yield window
+    window.page.close()
+
+
+on_a_phone = pytest.mark.parametrize("window", [390], indirect=True)
+
+
+@pytest.mark.parametrize(("window", "menu"), [(390, "none"), (1280, "block")], indirect=["window"])
+def test_pages_in_a_browser(site, window, menu):
     for path in sorted(site.glob("*.html")):
-        browser.open(path, width=width)
-        light, dark = browser.facts("light"), browser.facts("dark")
+        window.open(path)
+        light, dark = window.facts("light"), window.facts("dark")
         assert light["ink"] < 80 < 230 < light["paper"], path.name
         assert dark["ink"] > 180 > 60 > dark["paper"], path.name
         for facts in (light, dark):
             assert (facts["broken"], facts["overflow"], facts["past"], facts["flat"]) == ([], 0, [], 0), path.name
             assert facts["font"], path.name
             assert facts["faint"] == [], path.name
-            assert facts["menu"] == ("none" if width == 390 else "block")
-        assert list(browser.complaints()) == [], path.name
+            assert facts["menu"] == menu
+        assert window.complaints == [], path.name
 
 
-def test_button_changes_the_scheme_for_all_pages(site, browser):
+def test_button_changes_the_scheme_for_all_pages(site, window):
     first, second = sorted(site.glob("*.html"))[:2]
-    browser.open(first, width=1280)
-    assert browser.facts("light")["paper"] > 230
-    browser.evaluate("document.querySelector('header button:not(.menu)').click()")
-    try:
-        assert browser.facts("light")["paper"] < 60
-        browser.open(second, width=1280)
-        assert browser.facts("light")["paper"] < 60
-    finally:
-        browser.evaluate("localStorage.clear()")
+    window.open(first)
+    assert window.facts("light")["paper"] > 230
+    window.page.click("header button:not(.menu)")
+    assert window.facts("light")["paper"] < 60
+    window.open(second)
+    assert window.facts("light")["paper"] < 60
 
 
-def test_menu_opens_and_closes_on_a_phone(site, browser):
-    browser.open(site / "01_train_vaes.html", width=390)
-    shown = "getComputedStyle(document.getElementById('nav')).display"
-    browser.evaluate("document.querySelector('.menu').click()")
-    assert browser.evaluate(shown) == "block"
-    browser.evaluate("document.querySelector('nav ol ol a').click()")
-    assert browser.evaluate(shown) == "none"
+@on_a_phone
+def test_menu_opens_and_closes_on_a_phone(site, window):
+    window.open(site / "01_train_vaes.html")
+    for button, shown in ((".menu", "block"), ("nav ol ol a", "none")):
+        window.page.locator(button).first.click()
+        assert window.facts("light")["menu"] == shown
 
 
-def test_a_page_that_is_wrong_is_seen(site, browser, tmp_path):
+@on_a_phone
+def test_a_page_that_is_wrong_is_seen(site, window, tmp_path):
     page = (site / "02_metric_fields.html").read_text(encoding="utf-8")
     wrong = "<p style='width:900px'>wide</p><img src='gone.png'><script>nothing()</script>"
     (tmp_path / "wrong.html").write_text(page.replace("</article>", wrong + "</article>"), encoding="utf-8")
-    browser.open(tmp_path / "wrong.html", width=390)
-    facts = browser.facts("light")
+    window.open(tmp_path / "wrong.html")
+    facts = window.facts("light")
     assert facts["broken"]
     assert facts["past"]
     assert facts["overflow"] > 0
     assert not facts["font"]
-    assert any("nothing is not defined" in complaint for complaint in browser.complaints())
+    assert any("nothing is not defined" in complaint for complaint in window.complaints)
+    assert any("gone.png" in complaint for complaint in window.complaints)

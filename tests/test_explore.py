@@ -1,6 +1,5 @@
 """Notebook 07: what an update computes and draws, and the real thing, driven with a browser in JupyterLab."""
 
-import importlib.util
 import json
 import math
 import os
@@ -20,6 +19,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from browser import chromium
 from matplotlib.backend_bases import MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -325,10 +325,12 @@ UPDATES, ROUNDS = 5, 3
 QUIET = 0.2  # seconds that the reference takes where half a second is meant: 2 quiet cores, one thread
 
 
-def cannot_drive():
-    if missing := [name for name in ("playwright", "ipympl", "ipywidgets") if importlib.util.find_spec(name) is None]:
-        return f"{', '.join(missing)} not installed (extra: interactive)"
-    return None if shutil.which("chromium") else "no chromium on this machine"
+@pytest.fixture(scope="module")
+def browser():
+    for name in ("ipympl", "ipywidgets"):
+        pytest.importorskip(name, reason=f"{name} is not installed (extra: interactive)")
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -431,14 +433,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(lab, tmp_path_factory):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"], timeout=900_000
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+def page(browser, lab, tmp_path_factory):
+    with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
         page.set_default_timeout(900_000)
         page.add_init_script(WATCH)
         page.goto(lab)
@@ -454,11 +450,9 @@ def page(lab, tmp_path_factory):
         page.wait_for_timeout(1000)
         page.evaluate(WATCH_WORDS)
         yield Page(page, Path(os.environ.get("LGI_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")))
-        browser.close()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(cannot_drive() is not None, reason=str(cannot_drive()))
 def test_in_jupyterlab(page):
     page.screenshot("0_nothing")
     assert "where does the line start" in page.told()[0]
@@ -522,7 +516,6 @@ class Reference:
 
 @pytest.mark.alone
 @pytest.mark.slow
-@pytest.mark.skipif(cannot_drive() is not None, reason=str(cannot_drive()))
 def test_an_update_takes_half_a_second(page):
     names = [(model, feature_map) for feature_map in FEATURE_MAPS for model in ("vae1", "vae2", "gan")]
     reference, best, told = Reference(), dict.fromkeys(names, math.inf), []
