@@ -23,10 +23,11 @@ class Fault:
 
 
 def _in(module: str, *faults: tuple[str, str, str, str, Sequence[str]]) -> list[Fault]:
-    """Faults of a module of lgi, whose tests are in the file of the same name where none is given."""
+    """Faults of a module of lgi ("metric/base"), whose tests are in its file (test_metric.py) where none is given."""
     made = []
+    own = f"test_{module.partition('/')[0]}.py"
     for name, why, old, new, tests in faults:
-        ids = tuple(test if ".py" in test else f"test_{module}.py::{test}" for test in tests)
+        ids = tuple(test if ".py" in test else f"{own}::{test}" for test in tests)
         made.append(Fault(name, why, f"lgi/{module}.py", old, new, ids))
     return made
 
@@ -109,20 +110,20 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
-        "metric",
+        "metric/pullback",
         (
             "sigma term subtracted",
             "wrong sign in eq. 2: uncertain regions attract curves",
             "        columns = self._columns(z)[1]\n        return columns @ columns.mT\n",
             "        columns = self._columns(z)[1]\n        signs = torch.ones_like(columns[0, 0])\n"
-            "        signs[self._sizes.n_features :] = -1\n        return (columns * signs) @ columns.mT\n",
+            "        signs[self._layout_at(z).n_features :] = -1\n        return (columns * signs) @ columns.mT\n",
             ["test_equals_brute_force"],
         ),
         (
             "sigma term dropped",
             "eq. 1 in place of eq. 2: no trace of the decoder's uncertainty",
             "        columns = self._columns(z)[1]\n        return columns @ columns.mT\n",
-            "        columns = self._columns(z)[1][..., : self._sizes.n_features]\n"
+            "        columns = self._columns(z)[1][..., : self._layout_at(z).n_features]\n"
             "        return columns @ columns.mT\n",
             ["test_equals_brute_force"],
         ),
@@ -130,28 +131,21 @@ FAULTS: list[Fault] = [
             "sigma term missing in the speed",
             "the tensor is right, lengths and energies are not",
             "return self._push(z, v).square().sum(-1)",
-            "return self._push(z, v)[:, : self._sizes.n_features].square().sum(-1)",
+            "return self._push(z, v)[:, : self._layout_at(z).n_features].square().sum(-1)",
             ["test_equals_brute_force_to_rounding_for_all_methods"],
-        ),
-        (
-            "variance for standard deviation",
-            "the second output of a decoder is taken for what it is not",
-            "mean, std = parts[0], parts[1] if len(parts) == 2 else None",
-            "mean, std = parts[0], parts[1].square() if len(parts) == 2 else None",
-            ["test_equals_brute_force"],
         ),
         (
             "diagonal of eq. 4 dropped",
             "the feature map weighs the mean and not the standard deviation",
-            "norms = _square_root(self._squared_columns(mean)[0])",
-            "norms = torch.ones_like(self._squared_columns(mean)[0])",
+            "square_root(diagonal) * J_sigma",
+            "torch.ones_like(diagonal) * J_sigma",
             ["test_equals_brute_force"],
         ),
         (
             "diagonal of eq. 4 squared",
             "diag(M_F) enters with its square",
-            "norms = _square_root(self._squared_columns(mean)[0])",
-            "norms = self._squared_columns(mean)[0]",
+            "square_root(diagonal) * J_sigma",
+            "diagonal * J_sigma",
             ["test_equals_brute_force"],
         ),
         (
@@ -161,6 +155,33 @@ FAULTS: list[Fault] = [
             "features, pull = vjp(self.feature_map, mean.detach())[:2]",
             ["test_gradients_against_finite_differences", "test_a_detached_feature_jacobian_would_be_seen"],
         ),
+        (
+            "eigenvalues in single precision",
+            "small eigenvalues are rounding, and with them condition numbers",
+            "columns = self._columns(z)[1].double()",
+            "columns = self._columns(z)[1]",
+            ["test_condition_number_is_resolved_in_float32"],
+        ),
+    ),
+    *_in(
+        "metric/generators",
+        (
+            "variance for standard deviation",
+            "the second output of a decoder is taken for what it is not",
+            "mean, std = parts[0], parts[1] if len(parts) == 2 else None",
+            "mean, std = parts[0], parts[1].square() if len(parts) == 2 else None",
+            ["test_equals_brute_force"],
+        ),
+        (
+            "train mode accepted",
+            "the metric of a decoder that draws dropout masks",
+            "if module.training and _depends_on_mode(module):",
+            "if module.training and not _depends_on_mode(module):",
+            ["test_metric_errors.py::test_train_mode"],
+        ),
+    ),
+    *_in(
+        "metric/base",
         (
             "volume without the root",
             "the background of Fig. 2 is that of log det M",
@@ -176,12 +197,15 @@ FAULTS: list[Fault] = [
             ["test_closed_forms"],
         ),
         (
-            "eigenvalues in single precision",
-            "small eigenvalues are rounding, and with them condition numbers",
-            "columns = self._columns(z)[1].double()",
-            "columns = self._columns(z)[1]",
-            ["test_condition_number_is_resolved_in_float32"],
+            "infinite gradient where the speed is 0",
+            "an optimiser that meets a constant generator gets NaN",
+            "return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)",
+            "return torch.where(positive, x.sqrt(), 0)",
+            ["test_speed_zero_has_gradient_zero"],
         ),
+    ),
+    *_in(
+        "metric/batching",
         (
             "first point of a chunk for all of them",
             "right for one point, wrong for many",
@@ -189,20 +213,9 @@ FAULTS: list[Fault] = [
             "whole[start:stop] = piece[:1]",
             ["test_results_do_not_depend_on_batch_or_chunk"],
         ),
-        (
-            "infinite gradient where the speed is 0",
-            "an optimiser that meets a constant generator gets NaN",
-            "return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)",
-            "return torch.where(positive, x.sqrt(), 0)",
-            ["test_speed_zero_has_gradient_zero"],
-        ),
-        (
-            "train mode accepted",
-            "the metric of a decoder that draws dropout masks",
-            "if module.training and _depends_on_mode(module):",
-            "if module.training and not _depends_on_mode(module):",
-            ["test_metric_errors.py::test_train_mode"],
-        ),
+    ),
+    *_in(
+        "metric/lengths",
         (
             "equal quadrature weights",
             "lengths converge with the first power of the number of nodes",
@@ -213,8 +226,8 @@ FAULTS: list[Fault] = [
         (
             "one interval too many",
             "the original code's length, too long by N / (N - 1)",
-            "return _square_root(squared_speed) @ weights",
-            "return _square_root(squared_speed) @ weights * (n_t / (n_t - 1) if n_t > 1 else 1)",
+            "return square_root(squared_speed) @ weights",
+            "return square_root(squared_speed) @ weights * (n_t / (n_t - 1) if n_t > 1 else 1)",
             ["test_metric_curves.py::test_circles_of_latitude"],
         ),
         (
@@ -230,6 +243,26 @@ FAULTS: list[Fault] = [
             "return n_pieces * self.points.diff(dim=-2)",
             "return self.points.diff(dim=-2)",
             ["test_metric_curves.py::test_path_of_points_is_the_sum_of_its_pieces"],
+        ),
+    ),
+    *_in(
+        "metric/explicit",
+        (
+            "conformal factor squared",
+            "tensor and speed contradict each other",
+            "return self.factor(z)[:, None, None] * self.metric._tensor(z)",
+            "return self.factor(z).square()[:, None, None] * self.metric._tensor(z)",
+            ["test_conformal_metric_scales"],
+        ),
+    ),
+    *_in(
+        "metric/fields",
+        (
+            "axes exchanged",
+            "the picture of a metric is another one's, mirrored",
+            'indexing="ij"',
+            'indexing="xy"',
+            ["test_metric_curves.py::test_fields_of_a_torus"],
         ),
     ),
     *_in(

@@ -176,12 +176,26 @@ def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
 
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
         PullbackMetric(Model(2, 4)).tensor(torch.zeros(3, 5))
-    metric = PullbackMetric(nn.Linear(2, 8))
-    with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(2, 5\).*check the last dimension"):
-        metric.tensor(torch.zeros(3, 5))
-    metric.tensor(Z)
-    with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
-        metric.tensor(torch.zeros(3, 5))
+    for first in (PullbackMetric.tensor, PullbackMetric.has_embedding):
+        metric = PullbackMetric(nn.Linear(2, 8))
+        around = ConformalMetric(metric, lambda z: torch.ones(len(z)))
+        with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(2, 5\).*check the last dimension"):
+            first(metric, torch.zeros(3, 5))
+        assert metric.latent_dim is None
+        first(metric, Z)
+        assert metric.latent_dim == 2
+        for method in (metric.tensor, metric.has_embedding, around.tensor):
+            with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \([13], 5\)"):
+                method(torch.zeros(3, 5))
+
+
+def test_a_generator_is_looked_at_once() -> None:
+    calls = []
+    metric = PullbackMetric(lambda z: calls.append(z) or generator(z))
+    assert metric.has_embedding(Z)
+    n = len(calls)
+    assert metric.has_embedding(Z)
+    assert len(calls) == n
 
 
 def test_another_dtype_than_the_generator() -> None:
@@ -214,7 +228,7 @@ def test_another_dtype_than_before() -> None:
 )
 def test_wrong_vectors(v: Any, message: str) -> None:
     metric = PullbackMetric(generator)
-    for method in (metric.speed, metric.squared_speed, metric.apply, metric.pull, metric.squared_speed_and_gradient):
+    for method in (metric.speed, metric.squared_speed, metric.apply, metric.squared_speed_and_gradient):
         with pytest.raises(ValueError, match=message):
             method(Z, v)
 
@@ -242,8 +256,6 @@ def test_wrong_settings() -> None:
     for wrong in ((3,), (generator, 3)):
         with pytest.raises(ValueError, match="expected callables"):
             PullbackMetric(*wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no feature map"):
-        PullbackMetric(generator).feature_diagonal(Z)
 
 
 def test_wrong_explicit_and_conformal_metrics() -> None:
