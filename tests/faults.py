@@ -468,7 +468,7 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
-        "study",
+        "studies",
         (
             "interval of 90 %",
             "too narrow for what it is called",
@@ -495,7 +495,7 @@ FAULTS: list[Fault] = [
             "samples that count twice",
             'return range(number * size, min((number + 1) * size, settings["n_samples"]))',
             'return range(number * size, min((number + 1) * size + 1, settings["n_samples"]))',
-            ["test_improvement.py::test_a_sample_is_the_same_whatever_is_drawn_beside_it"],
+            ["test_algorithm1.py::test_a_sample_is_the_same_whatever_is_drawn_beside_it"],
         ),
         (
             "undefined improvements count as 0",
@@ -513,7 +513,7 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
-        "improvement",
+        "algorithm1",
         (
             "step away from the origin",
             "footnote 1 of the paper turned round: lines leave the data",
@@ -524,14 +524,14 @@ FAULTS: list[Fault] = [
         (
             "step along the minimal eigenvector",
             "the best case in place of the worst",
-            'largest=self.settings["direction"] == "maximal"',
-            'largest=self.settings["direction"] != "maximal"',
+            'largest=self.study_settings["direction"] == "maximal"',
+            'largest=self.study_settings["direction"] != "maximal"',
             ["test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
         ),
         (
             "step size without effect",
             "all step sizes give the same number",
-            'step = self.settings["step_size"] * self.directions(start, vectors)',
+            'step = self.study_settings["step_size"] * self.directions(start, vectors)',
             "step = self.directions(start, vectors)",
             ["test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
         ),
@@ -549,6 +549,9 @@ FAULTS: list[Fault] = [
             "        for i, _ in enumerate(samples):\n",
             ["test_a_sample_is_the_same_whatever_is_drawn_beside_it"],
         ),
+    ),
+    *_in(
+        "comparison",
         (
             "threshold turned round",
             "pairs are comparable where the models differ most",

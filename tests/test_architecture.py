@@ -19,13 +19,14 @@ RANKS = {
     "metric": 1,
     "models": 1,
     "features": 1,
-    "study": 1,
+    "studies": 1,
     "geodesic": 2,
     "geodesic_ode": 2,
     "datasets": 2,
     "zoo": 2,
     "inversion": 2,
-    "improvement": 3,
+    "algorithm1": 3,
+    "comparison": 3,
     "training": 3,
     "plots": 4,
 }
@@ -36,9 +37,10 @@ CONTRACT = {
     "spline": ["CubicBSpline"],
     "zoo": ["load_model", "load_codes"],
     "geodesic": ["shorten", "SolverSettings"],
-    "improvement": ["worst_case_improvement", "compare_models"],
+    "algorithm1": ["worst_case_improvement"],
+    "comparison": ["compare_models"],
     "inversion": ["invert"],
-    "study": ["load_study", "merge_studies"],
+    "studies": ["load_study", "merge_studies"],
 }
 
 HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}

@@ -116,7 +116,7 @@ def test_wheel_works_without_the_repository(wheel, tmp_path):
     assert found["accuracy"] > 0.8
     assert found["style"] == "mako"
 
-    done = python("-m", "lgi.improvement", "--help")
+    done = python("-m", "lgi.algorithm1", "--help")
     assert done.returncode == 0
     assert done.stderr == ""
     assert "Algorithm 1 on a shipped model" in done.stdout

@@ -21,11 +21,11 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import lgi
-from lgi import artifacts, datasets, improvement, training
+from lgi import algorithm1, artifacts, datasets, training
 from lgi.geodesic import SolverSettings
 from lgi.metric import PullbackMetric
 from lgi.models import VAE, Architecture
-from lgi.study import load_study
+from lgi.studies import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 specification = importlib.util.spec_from_file_location("reproduce", ROOT / "notebooks" / "reproduce.py")
@@ -46,7 +46,7 @@ IN_A_READ_ONLY_REPOSITORY = """\
 import json, sys
 from pathlib import Path
 import lgi
-from lgi import artifacts, datasets, improvement, training, zoo
+from lgi import algorithm1, artifacts, datasets, training, zoo
 root = artifacts.repository_root()
 sys.path.insert(0, str(root / "notebooks"))
 import reproduce
@@ -63,7 +63,7 @@ attempt("codes", lambda: [len(lgi.load_codes(name).z) for name in zoo.CODES])
 attempt("compute", lambda: artifacts.load_or_compute("demo", {}, lambda: 1 / 0))
 attempt("results", lambda: artifacts.record_results("01_demo", {"a": 1}))
 attempt("download", lambda: datasets.mnist("test", root=root / "data" / "nowhere", download=True))
-attempt("study", lambda: improvement.main(["--model", "vae2", "--samples", "2", "--out", str(root / "study")]))
+attempt("study", lambda: algorithm1.main(["--model", "vae2", "--samples", "2", "--out", str(root / "study")]))
 attempt("reproduce", lambda: reproduce.main([]))
 sys.argv = ["training", "vae2"]
 attempt("training", training.main)
@@ -104,7 +104,7 @@ def test_read_only_repository(tmp_path):
     assert said["reproduce"] == "returned 2"
     refusals = [line for line in done.stderr.splitlines() if "Read-only file system" in line]
     for program, remedy in (
-        ("improvement: ", "--out"),
+        ("algorithm1: ", "--out"),
         ("training: ", "make it writable"),
         ("reproduce: ", "LGI_RUNS"),
     ):
@@ -409,7 +409,7 @@ def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, h
         assert str(file) in str(refusal.value)
         assert "restore it (git restore, or reinstall lgi)" in str(refusal.value)
     with pytest.raises(SystemExit) as end:
-        improvement.main(["--model", "vae2", "--samples", "2", "--out", str(tmp_path / "study")])
+        algorithm1.main(["--model", "vae2", "--samples", "2", "--out", str(tmp_path / "study")])
     assert end.value.code == 2
     err = capsys.readouterr().err
     assert message in err
@@ -425,19 +425,19 @@ def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, h
 def test_no_gpu(tmp_path):
     """Also on a machine that has one, with the GPU hidden: what a machine without a driver sees."""
     code = (
-        "import sys, lgi, torch\nfrom lgi import improvement\n"
+        "import sys, lgi, torch\nfrom lgi import algorithm1\n"
         "assert lgi.load_model('vae2', 'auto').decoder.mean_net is not None\n"
         "assert next(lgi.load_model('vae2', 'auto').parameters()).device.type == 'cpu'\n"
         "for load in (lgi.load_model, lgi.load_codes):\n"
         "    try:\n        load('vae2', 'cuda')\n    except ValueError as error:\n        print(error)\n"
-        "improvement.main(['--model', 'vae2', '--device', 'cuda:0', '--out', sys.argv[1]])"
+        "algorithm1.main(['--model', 'vae2', '--device', 'cuda:0', '--out', sys.argv[1]])"
     )
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code, str(tmp_path / "study")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stdout.count('device \'cuda\' is not available here; use "auto" or "cpu"') == 2
-    assert done.stderr.startswith("python -m lgi.improvement: device 'cuda:0' is not available here")
+    assert done.stderr.startswith("python -m lgi.algorithm1: device 'cuda:0' is not available here")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "study").exists()
 

@@ -13,11 +13,11 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from lgi import artifacts, improvement, study
+from lgi import algorithm1, artifacts, studies
+from lgi.algorithm1 import worst_case_improvement
 from lgi.geodesic import SolverSettings
-from lgi.improvement import worst_case_improvement
 from lgi.metric import PullbackMetric
-from lgi.study import bootstrap_interval, load_study, merge_studies
+from lgi.studies import bootstrap_interval, load_study, merge_studies
 
 
 class Generator(nn.Module):
@@ -47,7 +47,7 @@ def quick_solver(monkeypatch):
             residual=zero, refinement_gain=zero, length_error=zero, n_control=zero.long() + 4, n_rows=zero + 100,
         )  # fmt: skip
 
-    monkeypatch.setattr(improvement, "shorten", shorten)
+    monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
 
 
@@ -164,13 +164,13 @@ def test_folder_changes_nothing(tmp_path, quick_solver):
 def test_finished_study_is_read_not_computed(tmp_path, quick_solver, monkeypatch):
     found = run(tmp_path)
     before = contents(tmp_path)
-    monkeypatch.setattr(improvement, "shorten", None)
+    monkeypatch.setattr(algorithm1, "shorten", None)
     same(run(tmp_path), found)
     assert contents(tmp_path) == before
 
 
 def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
-    real, calls = improvement.shorten, []
+    real, calls = algorithm1.shorten, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -179,7 +179,7 @@ def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(improvement, "shorten", interrupted)
+        patch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     partial, whole = load_study(tmp_path), run()
@@ -235,7 +235,7 @@ import scipy.stats  # imported once, here
 import torch
 torch.set_num_threads(1)
 from lgi.geodesic import SolverSettings
-from lgi.improvement import worst_case_improvement
+from lgi.algorithm1 import worst_case_improvement
 from lgi.metric import PullbackMetric
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
 quick = SolverSettings(n_control=4, n_iterations=3)
@@ -339,7 +339,7 @@ def test_order_of_codes_does_not_hang_on_cancellation(tmp_path, quick_solver):
 def unfinished(folder, **options):
     """Leave two chunks of five."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(studies, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(folder, **options)
     for path in (folder / "lgi_study_chunks").glob("00000[234]*"):
@@ -379,7 +379,7 @@ def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
 
 
 def test_two_shards_in_one_folder_leave_each_other_alone(tmp_path, quick_solver, monkeypatch):
-    real = improvement.shorten
+    real = algorithm1.shorten
 
     def run_first_with_second_at(folder, number):
         """Shard 1; when it computes its chunk of that number, shard 2 begins in the same folder."""
@@ -391,7 +391,7 @@ def test_two_shards_in_one_folder_leave_each_other_alone(tmp_path, quick_solver,
                 run(folder, shard=(2, 2))
             return real(*arguments)
 
-        monkeypatch.setattr(improvement, "shorten", with_company)
+        monkeypatch.setattr(algorithm1, "shorten", with_company)
         run(folder, shard=(1, 2))
 
     # The first has written a chunk, and wins.
@@ -423,7 +423,7 @@ def test_study_of_another_kind_keeps_its_neighbours_chunks(tmp_path, quick_solve
 
 def test_unwritable_folder_is_refused_before_anything_is_computed(tmp_path, quick_solver, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(improvement, "shorten", None)
+    monkeypatch.setattr(algorithm1, "shorten", None)
     with pytest.raises(artifacts.ArtifactError, match=r"cannot write to .*file.* --out"):
         run(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
@@ -436,7 +436,7 @@ def test_a_study_is_not_written_over_another(tmp_path, quick_solver):
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="mine holds another study: seed is 0, not 1"):
         run(seed=1).save(tmp_path / "mine")
-    part = replace(found, **{name: getattr(found, name)[:10] for name in study._FIELDS if "code" not in name})
+    part = replace(found, **{name: getattr(found, name)[:10] for name in studies._FIELDS if "code" not in name})
     with pytest.raises(ValueError, match="holds 50 samples of this study, more than these 10"):
         part.save(tmp_path / "mine")
     assert contents(tmp_path) == before
@@ -476,7 +476,7 @@ def test_shards_that_do_not_make_a_study(tmp_path, quick_solver):
         merge_studies([one, two, run(shard=(3, 3), seed=4)])
     with pytest.raises(ValueError, match="different studies: parameters of the metric differ"):
         merge_studies([one, two, run(shard=(3, 3), metric=PullbackMetric(Generator(0.5)))])
-    cut = replace(three, **{name: getattr(three, name)[:10] for name in study._FIELDS if "code" not in name})
+    cut = replace(three, **{name: getattr(three, name)[:10] for name in studies._FIELDS if "code" not in name})
     with pytest.raises(ValueError, match="study 3, shard 3/3, has 10 of 20 samples: finish it first"):
         merge_studies([one, two, cut])
     near = run(shard=(3, 3), metric=PullbackMetric(Generator(1 + 1e-7)))

@@ -1,10 +1,9 @@
-"""How far straight lines are from shortest: Algorithm 1, and the comparison of two models (sections 2.3, 3, App. C, D).
+"""Algorithm 1: how far straight lines are from shortest, at worst (section 2.3, App. C).
 
-:func:`worst_case_improvement` runs Algorithm 1, :func:`compare_models` compares two models on the same pairs of data.
 From the command line, for long runs on one machine or many::
 
-    python -m lgi.improvement --model vae1 --samples 100000 --shard 3/20 --out vae1_study
-    python -m lgi.improvement merge vae1_study/shard_* --out vae1_study
+    python -m lgi.algorithm1 --model vae1 --samples 100000 --shard 3/20 --out vae1_study
+    python -m lgi.algorithm1 merge vae1_study/shard_* --out vae1_study
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,8 +29,7 @@ from lgi.features import ClassifierOutput
 from lgi.geodesic import SolverSettings, shorten
 from lgi.metric import Metric, PullbackMetric
 from lgi.models import pick_device
-from lgi.spline import CubicBSpline
-from lgi.study import Study, Table, bootstrap_interval, load_study, merge_studies, run, samples_of
+from lgi.studies import Study, Table, load_study, merge_studies, run, samples_of
 
 Direction = Literal["maximal", "minimal", "random", "pairs"]
 Eigenvectors = Literal["auto", "eigh", "lanczos"]
@@ -147,7 +144,7 @@ def worst_case_improvement(
     Michelis & Becker (2021), section 2.3 and App. C. Golub & Van Loan, Matrix Computations (2013), section 10.1 for
     Lanczos iterations with full reorthogonalisation.
     """
-    settled = _settle(
+    study_settings = _settle(
         metric,
         codes,
         latent_dim,
@@ -156,7 +153,7 @@ def worst_case_improvement(
         direction=direction,
         step_size=step_size,
         eigenvectors=eigenvectors,
-        settings=settings,
+        solver=settings,
         chunk_size=chunk_size,
         shard=shard,
         about=about,
@@ -167,18 +164,18 @@ def worst_case_improvement(
         sampler = _Sampler(
             metric=metric,
             codes=None if codes is None else codes.detach().to("cpu", torch.float64, copy=True),
-            settings=settled,
+            study_settings=study_settings,
             solver=dataclasses.replace(settings, progress=False),
             dtype=dtype or (torch.get_default_dtype() if like is None else like.dtype),
             device=pick_device(device or ("cpu" if like is None else like.device)),
         )
-        settled["dtype"] = str(sampler.dtype).removeprefix("torch.")
+        study_settings["dtype"] = str(sampler.dtype).removeprefix("torch.")
         try:
-            settled["fingerprint"] = sampler.fingerprint()
+            study_settings["fingerprint"] = sampler.fingerprint()
         except ValueError as error:
             chosen = f"dtype={sampler.dtype} and device={str(sampler.device)!r}"
             raise ValueError(f"with {chosen} (give others if the metric needs them): {error}") from error
-        return run(settled, sampler.chunk, None if folder is None else Path(folder), progress=progress)
+        return run(study_settings, sampler.chunk, None if folder is None else Path(folder), progress=progress)
 
 
 def _settle(
@@ -191,7 +188,7 @@ def _settle(
     direction: Direction,
     step_size: float,
     eigenvectors: Eigenvectors,
-    settings: SolverSettings,
+    solver: SolverSettings,
     chunk_size: int,
     shard: tuple[int, int] | None,
     about: Mapping[str, Any] | None,
@@ -210,7 +207,7 @@ def _settle(
     ):
         if choice not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")
-    if settings.starts == "graph":
+    if solver.starts == "graph":
         raise ValueError('starts="graph" needs points, which only lgi.shorten takes: use "multi" or "line"')
     try:
         json.dumps(about, allow_nan=False)
@@ -236,7 +233,7 @@ def _settle(
         "metric": type(metric).__name__,
         "latent_dim": d,
         # How many curves are worked on at a time changes rounding at most, and the bar nothing.
-        "solver": {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("chunk_size", "progress")},
+        "solver": {k: v for k, v in dataclasses.asdict(solver).items() if k not in ("chunk_size", "progress")},
         "chunk_size": int(chunk_size),
         "shard": _checked_shard(shard, math.ceil(n_samples / chunk_size)),
         "about": dict(about or {}),
@@ -304,7 +301,7 @@ class _Sampler:
 
     metric: Metric
     codes: Tensor | None  # float64, CPU
-    settings: dict[str, Any]
+    study_settings: dict[str, Any]
     solver: SolverSettings
     dtype: torch.dtype
     device: torch.device
@@ -330,8 +327,10 @@ class _Sampler:
 
     def draw(self, samples: Iterable[int], seed: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Starts, random vectors (both (n, d), float64, CPU) and rows of the codes, each sample from its own stream."""
-        codes, d = self.codes, self.settings["latent_dim"]
-        names = ("start_code", "end_code")[: 0 if codes is None else 2 if self.settings["direction"] == "pairs" else 1]
+        codes, d = self.codes, self.study_settings["latent_dim"]
+        names = ("start_code", "end_code")[
+            : 0 if codes is None else 2 if self.study_settings["direction"] == "pairs" else 1
+        ]
         starts, vectors, rows = [], [], []
         for i in samples:
             # Not (seed, i) as entropy: from that, lgi.shorten draws the bent curves of starts="multi".
@@ -350,27 +349,27 @@ class _Sampler:
 
     def directions(self, z: Tensor, vectors: Tensor) -> Tensor:
         """Unit vectors (n, d), float64 on the CPU, along which to step from points ``z`` (n, d)."""
-        if self.settings["direction"] == "random":
+        if self.study_settings["direction"] == "random":
             space = vectors[..., None]
-        elif self.settings["eigenvectors"] == "lanczos":
+        elif self.study_settings["eigenvectors"] == "lanczos":
             # A random share, because -z alone may be perpendicular to what is looked for.
             first = _unit(vectors) * _RANDOM_SHARE - _unit(z.cpu().double())
             space = largest_eigenvectors(self.metric, z, first.to(self.device))[..., None]
         else:
-            space = _eigenspace(self.metric, z, largest=self.settings["direction"] == "maximal")
+            space = _eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
     def chunk(self, number: int) -> Table:
         """Table of the samples of one chunk."""
-        samples = samples_of(number, self.settings)
-        drawn, vectors, rows = self.draw(samples, self.settings["seed"])
+        samples = samples_of(number, self.study_settings)
+        drawn, vectors, rows = self.draw(samples, self.study_settings["seed"])
         start = self.place(drawn)
         try:
             with torch.no_grad():
                 if self.codes is not None and "end_code" in rows:
                     end = self.place(self.codes[rows["end_code"]])
                 else:
-                    step = self.settings["step_size"] * self.directions(start, vectors)
+                    step = self.study_settings["step_size"] * self.directions(start, vectors)
                     end = self.place(start.cpu().double() + step)
             result = shorten(self.metric, start, end, self.solver)
         except ValueError as error:
@@ -383,7 +382,7 @@ class _Sampler:
             end=end.cpu(),
             **{name: getattr(result, name).cpu() for name in measured},
             **rows,
-            settings=self.settings,
+            settings=self.study_settings,
         ).columns
 
 
@@ -511,203 +510,6 @@ def _lanczos(metric: Metric, z: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Two models
-# --------------------------------------------------------------------------------------------------------------------
-
-
-class StatisticalTest(NamedTuple):
-    """Value of a statistic, and the probability of one at least as extreme without an effect (two-sided)."""
-
-    statistic: float
-    p_value: float
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
-    """Relative improvements of two models on the same pairs of data; all on the CPU, first dimension the pairs.
-
-    Attributes
-    ----------
-    improvement_a, improvement_b : Tensor, shape (n,)
-        Relative improvements, never negative.
-    straight_length_a, straight_length_b, length_a, length_b : Tensor, shape (n,)
-        Riemannian lengths, each in the units of its own model's output (or feature map).
-    converged_a, converged_b : Tensor of bool, shape (n,)
-        Whether the shorter curve is certified.
-    residual_a, residual_b : Tensor, shape (n,)
-        Certificates, see :class:`lgi.geodesic.ShortenResult`.
-    curve_a, curve_b : CubicBSpline of n curves
-        The shorter curves, each in its own model's latent space.
-    threshold : float
-        Largest difference of comparable pairs.
-    relative : bool
-        Whether the threshold is one of the difference relative to the larger of both improvements.
-    """
-
-    improvement_a: Tensor
-    improvement_b: Tensor
-    straight_length_a: Tensor
-    straight_length_b: Tensor
-    length_a: Tensor
-    length_b: Tensor
-    converged_a: Tensor
-    converged_b: Tensor
-    residual_a: Tensor
-    residual_b: Tensor
-    curve_a: CubicBSpline
-    curve_b: CubicBSpline
-    threshold: float
-    relative: bool
-
-    def __len__(self) -> int:
-        return len(self.improvement_a)
-
-    @property
-    def difference(self) -> Tensor:
-        """``improvement_a - improvement_b`` (n,), float64."""
-        return self.improvement_a.double() - self.improvement_b.double()
-
-    @property
-    def comparable(self) -> Tensor:
-        """Which pairs lie in similar metric neighbourhoods (section 3), bool (n,): difference within the threshold."""
-        scale = torch.maximum(self.improvement_a, self.improvement_b).double() if self.relative else 1.0
-        return self.difference.abs() <= self.threshold * scale
-
-    @property
-    def order(self) -> Tensor:
-        """Numbers of the pairs (n,), from the most similar improvements to the least."""
-        return self.difference.abs().argsort(stable=True)
-
-    @property
-    def mean_difference(self) -> float:
-        """Mean of ``difference``."""
-        return float(self.difference.mean())
-
-    @cached_property
-    def confidence_interval(self) -> tuple[float, float]:
-        """95 % interval of the mean difference: the percentiles of 2000 bootstrap samples of pairs (fixed seed)."""
-        return bootstrap_interval(self.difference.numpy())
-
-    @cached_property
-    def signed_rank(self) -> StatisticalTest:
-        """Wilcoxon's signed-rank test of whether the differences are symmetric about 0; of none but zeros, (0, 1).
-
-        Differences within the rounding of the coarser of the two dtypes are zeros, and left out.
-        """
-        eps = max(torch.finfo(x.dtype).eps for x in (self.improvement_a, self.improvement_b))
-        difference = self.difference.where(self.difference.abs() > 8 * eps, 0.0)
-        if not bool(difference.any()):
-            return StatisticalTest(0.0, 1.0)
-        from scipy.stats import wilcoxon
-
-        found = wilcoxon(difference.numpy())
-        return StatisticalTest(float(found.statistic), float(found.pvalue))
-
-    @cached_property
-    def rank_correlation(self) -> StatisticalTest:
-        """Spearman's rank correlation of the improvements: whether both models agree which lines are far from shortest.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than 3 pairs or all improvements of a model are equal: then there is none.
-        """
-        if len(self) < 3 or any(bool((x == x[0]).all()) for x in (self.improvement_a, self.improvement_b)):
-            raise ValueError(
-                "no rank correlation of fewer than 3 pairs, or where all improvements of a model are equal"
-            )
-        from scipy.stats import spearmanr
-
-        found = spearmanr(self.improvement_a.double().numpy(), self.improvement_b.double().numpy())
-        return StatisticalTest(float(found.statistic), float(found.pvalue))
-
-
-def compare_models(  # noqa: PLR0917 - two ends of two models
-    metric_a: Metric,
-    metric_b: Metric,
-    start_a: Tensor,
-    end_a: Tensor,
-    start_b: Tensor,
-    end_b: Tensor,
-    threshold: float = 0.02,
-    *,
-    relative: bool = False,
-    settings: SolverSettings = SolverSettings(),  # noqa: B008 - it is frozen
-    settings_b: SolverSettings | None = None,
-) -> Comparison:
-    """Compare straight lines of two models between the same pairs of data (section 3, App. D).
-
-    Interpolations are compared fairly on pairs whose relative improvements are similar: there, the straight lines of
-    both models are about as far from shortest.
-
-    Parameters
-    ----------
-    metric_a, metric_b : Metric
-        The models may differ in architecture, latent dimension, dtype and device.
-    start_a, end_a : Tensor, shape (n, d_a)
-        Codes of the pairs by model a's own encoder, or by inversion of its generator.
-    start_b, end_b : Tensor, shape (n, d_b)
-        Codes of the same pairs by model b's own.
-    threshold : float
-        Largest difference of the improvements of comparable pairs. The paper asks for a fixed one and gives no number;
-        0.02 are two percentage points.
-    relative : bool
-        Take the difference relative to the larger of the two improvements instead.
-    settings : SolverSettings
-        Of the search for shorter curves.
-    settings_b : SolverSettings, optional
-        Those for model b, if different.
-
-    Returns
-    -------
-    Comparison
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit, end points of a pair coincide or have no distance in a model (naming the pairs), a metric
-        is not finite, or the threshold is negative.
-    TypeError
-        If ``metric_a`` or ``metric_b`` is not a metric.
-
-    Notes
-    -----
-    A relative improvement has no unit. Lengths do: they are commensurable only where both metrics measure in one space,
-    as with generators of the same data, or with one feature map on both.
-    """
-    if not (0 <= threshold < math.inf):
-        raise ValueError(f"expected a threshold of at least 0, got {threshold}")
-    fields: dict[str, Any] = {}
-    for model, metric, start, end, how in (
-        ("a", metric_a, start_a, end_a, settings),
-        ("b", metric_b, start_b, end_b, settings_b or settings),
-    ):
-        for name, x, like in ((f"start_{model}", start, start_a), (f"end_{model}", end, start_a)):
-            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0 or len(x) != len(like):
-                got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
-                first = f" like start_a {tuple(like.shape)}" if isinstance(like, Tensor) and x is not like else ""
-                raise ValueError(f"expected {name} as codes (n, d) of n >= 1 pairs{first}, got {got}")
-        try:
-            if start.shape == end.shape:
-                _refuse_pairs((start == end).all(-1), "identical end points: leave them out, in both models")
-            result = shorten(metric, start, end, how)
-            _refuse_pairs(result.straight_length == 0, "end points without a distance: the generator is constant there")
-        except ValueError as error:
-            raise ValueError(f"model {model}: {error}") from error
-        for name in ("improvement", "straight_length", "length", "converged", "residual"):
-            fields[f"{name}_{model}"] = getattr(result, name).cpu()
-        fields[f"curve_{model}"] = CubicBSpline(result.curve.control_points.cpu(), result.curve.knots.cpu())
-    return Comparison(**fields, threshold=float(threshold), relative=relative)
-
-
-def _refuse_pairs(bad: Tensor, reason: str) -> None:
-    numbers = bad.nonzero()[:, 0].tolist()
-    if numbers:
-        more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
-        raise ValueError(f"pairs {', '.join(map(str, numbers[:10]))}{more} have {reason}")
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Command line
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -720,7 +522,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    program = "python -m lgi.improvement"
+    program = "python -m lgi.algorithm1"
     if argv[:1] == ["merge"]:
         parser = argparse.ArgumentParser(f"{program} merge", description="Join the shards of a study.")
         parser.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="folder or study file of each shard")

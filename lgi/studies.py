@@ -1,6 +1,6 @@
 """Studies of Algorithm 1 as they are kept: a table with statistics, in files that survive a kill, whole or in shards.
 
-What determines a study are its settings, which `lgi.improvement` makes. Of these, this module reads ``n_samples``,
+What determines a study are its settings, which `lgi.algorithm1` makes. Of these, this module reads ``n_samples``,
 ``chunk_size`` (chunks begin at its multiples), ``shard`` (which chunks), ``latent_dim``, ``seed`` and ``fingerprint``.
 """
 
