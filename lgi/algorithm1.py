@@ -3,7 +3,7 @@
 From the command line, for long runs on one machine or many::
 
     python -m lgi.algorithm1 --model vae1 --samples 100000 --shard 3/20 --out vae1_study
-    python -m lgi.algorithm1 merge vae1_study/shard_* --out vae1_study
+    python -m lgi.algorithm1 merge vae1_study copied_from_another_machine --out vae1_study
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from lgi import zoo
+from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
 from lgi.geodesic import SolverSettings, shorten
 from lgi.metric import Metric, PullbackMetric
 from lgi.models import pick_device
-from lgi.studies import Study, Table, load_study, merge_studies, run, samples_of
+from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
+
+# Latent dimension above which products with the metric cost less than the whole of it.
+_LARGE = 64
+# Length of the random part of the vector, otherwise -z, that Lanczos iterations begin with.
+_RANDOM_SHARE = 1e-2
 
 Direction = Literal["maximal", "minimal", "random", "pairs"]
 Eigenvectors = Literal["auto", "eigh", "lanczos"]
@@ -90,11 +95,11 @@ def worst_case_improvement(
         Where to compute; by default like the parameters of the metric's generator; of a plain function, like the codes,
         else torch's default dtype, on the CPU.
     folder : path, optional
-        Where to keep a long run: every chunk is written when it is done, and the same call goes on from there after an
-        interruption of any kind. Ends with ``study.safetensors`` and ``study.json`` (:func:`load_study`), and with
-        ``provenance.json`` and ``provenance.safetensors`` (seconds of each chunk) beside them.
+        Where to keep a long run: every chunk is written when it is done, into a file of its own, and the same call goes
+        on from there after an interruption of any kind. :func:`load_study` reads the folder.
     shard : (int, int), optional
-        ``(i, n)``: compute only part ``i`` of ``n``, counted from 1; see :func:`merge_studies`. Needs its own folder.
+        ``(i, n)``: compute only part ``i`` of ``n``, counted from 1. Shards may share a folder; what they have written
+        into several, :func:`merge_studies` puts together.
     chunk_size : int
         Samples computed and written at a time.
     about : mapping, optional
@@ -105,7 +110,7 @@ def worst_case_improvement(
     Returns
     -------
     Study
-        Of all samples, or of the shard's.
+        Of all samples, or of the shard's; with a folder, of all that it then holds.
 
     Raises
     ------
@@ -155,7 +160,6 @@ def worst_case_improvement(
         eigenvectors=eigenvectors,
         solver=settings,
         chunk_size=chunk_size,
-        shard=shard,
         about=about,
     )
     like = next((x for x in _parameters(metric) if x.is_floating_point()), codes)
@@ -175,7 +179,13 @@ def worst_case_improvement(
         except ValueError as error:
             chosen = f"dtype={sampler.dtype} and device={str(sampler.device)!r}"
             raise ValueError(f"with {chosen} (give others if the metric needs them): {error}") from error
-        return run(study_settings, sampler.chunk, None if folder is None else Path(folder), progress=progress)
+        return run(
+            study_settings,
+            sampler.chunk,
+            None if folder is None else Path(folder),
+            shard=_checked_shard(shard, len(chunks_of(study_settings))),
+            progress=progress,
+        )
 
 
 def _settle(
@@ -190,7 +200,6 @@ def _settle(
     eigenvectors: Eigenvectors,
     solver: SolverSettings,
     chunk_size: int,
-    shard: tuple[int, int] | None,
     about: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Check the arguments, settle what they leave open, and write them down."""
@@ -235,7 +244,6 @@ def _settle(
         # How many curves are worked on at a time changes rounding at most, and the bar nothing.
         "solver": {k: v for k, v in dataclasses.asdict(solver).items() if k not in ("chunk_size", "progress")},
         "chunk_size": int(chunk_size),
-        "shard": _checked_shard(shard, math.ceil(n_samples / chunk_size)),
         "about": dict(about or {}),
     }
 
@@ -353,10 +361,10 @@ class _Sampler:
             space = vectors[..., None]
         elif self.study_settings["eigenvectors"] == "lanczos":
             # A random share, because -z alone may be perpendicular to what is looked for.
-            first = _unit(vectors) * _RANDOM_SHARE - _unit(z.cpu().double())
+            first = unit(vectors) * _RANDOM_SHARE - unit(z.cpu().double())
             space = largest_eigenvectors(self.metric, z, first.to(self.device))[..., None]
         else:
-            space = _eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
+            space = eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
     def chunk(self, number: int) -> Table:
@@ -387,129 +395,6 @@ class _Sampler:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Directions
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def towards_origin(space: Tensor, z: Tensor) -> Tensor:
-    """Unit vectors of subspaces, such as eigenspaces, turned towards the origin (footnote 1 of the paper).
-
-    ``v = -P z / |P z|`` with the orthogonal projector ``P``: of the vectors of the subspace, the one that points most
-    towards the origin. Where ``z`` is perpendicular to the subspace, ``P e_k`` in place of ``-P z``, of the first axis
-    ``e_k`` whose projection is at least half as long as the longest.
-
-    Parameters
-    ----------
-    space : Tensor, shape (..., d, k)
-        Orthogonal columns, of which some may be 0.
-    z : Tensor, shape (..., d)
-
-    Returns
-    -------
-    Tensor, shape (..., d)
-    """
-    unit = space / torch.linalg.vector_norm(space, dim=-2, keepdim=True).clamp_min(torch.finfo(space.dtype).tiny)
-    share = -(unit.mT @ z[..., None])[..., 0]
-    size, radius = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (share, z))
-    reach = torch.linalg.vector_norm(unit, dim=-1)
-    axis = (reach >= reach.amax(-1, keepdim=True) / 2).int().argmax(-1)
-    fallback = unit.gather(-2, axis[..., None, None].expand(*axis.shape, 1, unit.shape[-1]))[..., 0, :]
-    # Below this, the sign is one of rounding and would differ between machines.
-    share = torch.where(size > 1e-6 * radius, share, fallback)
-    v = (unit @ share[..., None])[..., 0]
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
-
-
-def _eigenspace(metric: Metric, z: Tensor, *, largest: bool) -> Tensor:
-    """Eigenvectors (n, d, d) of the largest or of the smallest eigenvalue; the other columns are 0."""
-    eigenvalues, eigenvectors = metric.eigh(z)
-    # Closer ones cannot be told apart in this precision.
-    margin = 64 * torch.finfo(z.dtype).eps * eigenvalues[:, -1:]
-    inside = eigenvalues >= eigenvalues[:, -1:] - margin if largest else eigenvalues <= eigenvalues[:, :1] + margin
-    return eigenvectors * inside[:, None]
-
-
-# Latent dimension above which products with the metric cost less than the whole of it; and the most products.
-_LARGE, _MOST_PRODUCTS = 64, 100
-# Fewer would take another eigenvector, near the first vector, for the largest one's; length of the random vector.
-_FEWEST_PRODUCTS, _RANDOM_SHARE = 8, 1e-2
-
-
-def largest_eigenvectors(metric: Metric, z: Tensor, first: Tensor) -> Tensor:
-    """Eigenvectors of the largest eigenvalue of ``M(z)``, from products ``M v`` alone, for all points at once.
-
-    Lanczos iterations with full reorthogonalisation, in float64. The eigensolvers of torch take matrices, and those of
-    scipy one operator at a time, with one product a call.
-
-    Parameters
-    ----------
-    metric : Metric
-    z : Tensor, shape (n, d)
-    first : Tensor, shape (n, d)
-        Vectors to start from, not perpendicular to those that are looked for. Of an eigenspace of several dimensions,
-        their projection onto it is found.
-
-    Returns
-    -------
-    Tensor, shape (n, d)
-        Unit vectors in the dtype of ``first``; the signs are arbitrary.
-
-    Warns
-    -----
-    UserWarning
-        If some are not exact to half the digits of ``z`` after 100 products.
-    """
-    # The vectors that are kept for a point take as much memory as 100 points.
-    n_points = max(1, (1 << 24) // (z.shape[-1] * _MOST_PRODUCTS))
-    parts = zip(z.split(n_points), first.split(n_points), strict=True)
-    found, converged = (torch.cat(x) for x in zip(*(_lanczos(metric, *part) for part in parts), strict=True))
-    if not bool(converged.all()):
-        warnings.warn(
-            f"{int((~converged).sum())} of {len(z)} maximal eigenvectors are not exact after "
-            f"{_MOST_PRODUCTS} products: "
-            'the largest eigenvalues lie close together; eigenvectors="eigh" is exact',
-            stacklevel=2,
-        )
-    return found
-
-
-def _lanczos(metric: Metric, z: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (n, d) and whether they are exact (n,)."""
-    n, d = z.shape
-    basis = _unit(first)[:, None]
-    n_steps = min(d, _MOST_PRODUCTS)
-    tridiagonal = first.new_zeros(n, n_steps, n_steps)
-    found, exact = torch.zeros_like(first), torch.zeros(n, dtype=torch.bool, device=first.device)
-    eps = torch.finfo(z.dtype).eps
-    for k in range(n_steps):
-        product = metric.apply(z, basis[:, k].to(z)).to(first)
-        # In place of a vector that was not added, an eigenvalue that is never the largest.
-        tridiagonal[:, k, k] = (product * basis[:, k]).sum(-1).where(basis[:, k].any(-1), -1)
-        # Twice is enough (Parlett).
-        for _ in range(2):
-            product = product - (basis.mT @ (basis @ product[..., None]))[..., 0]
-        rest = torch.linalg.vector_norm(product, dim=-1)
-        eigenvalues, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1])
-        largest, top = eigenvalues[:, -1], vectors[..., -1]
-        # What is exact stays as it is: further products add rounding, which an eigenspace does not withstand.
-        found = torch.where(exact[:, None], found, (basis.mT @ top[..., None])[..., 0])
-        if k + 1 >= min(_FEWEST_PRODUCTS, n_steps):
-            exact = exact | (rest * top[:, -1].abs() <= eps**0.5 * largest)
-        if bool(exact.all()) or k + 1 == n_steps:
-            break
-        # Where the basis spans an invariant subspace already, nothing is added to it.
-        size = rest.where(rest > max(1e-12, 16 * eps) * largest, torch.inf)
-        basis = torch.cat([basis, (product / size[:, None])[:, None]], dim=1)
-        tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = rest.where(size.isfinite(), 0)
-    # A basis of the whole space leaves nothing open.
-    return found, exact | (k + 1 == d)
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Command line
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -524,20 +409,20 @@ def _shard(text: str) -> tuple[int, int]:
 def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     program = "python -m lgi.algorithm1"
     if argv[:1] == ["merge"]:
-        parser = argparse.ArgumentParser(f"{program} merge", description="Join the shards of a study.")
-        parser.add_argument("shards", nargs="+", type=Path, metavar="SHARD", help="folder or study file of each shard")
-        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for study.safetensors and .json")
+        parser = argparse.ArgumentParser(f"{program} merge", description="Put the parts of a study together.")
+        parser.add_argument("parts", nargs="+", type=Path, metavar="PART", help="folder or file with samples")
+        parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for study.safetensors")
         return parser, parser.parse_args(argv[1:])
     parser = argparse.ArgumentParser(
         program,
         description="Algorithm 1 on a shipped model. The same command goes on after an interruption.",
-        epilog=f"Shards are joined by: {program} merge FOLDER/shard_* --out FOLDER",
+        epilog=f"What several machines have computed is put together by: {program} merge FOLDER ... --out FOLDER",
     )
     models = [name for name in zoo.MODELS if name != "logistic_regression"]
     defaults = "; by default %(default)s"
     add = parser.add_argument
     add("--model", required=True, choices=models, help="which shipped model")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="for study.safetensors and study.json")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for the samples; shards may share it")
     add("--samples", type=int, default=1000, metavar="N", help="samples of all shards together" + defaults)
     add("--step-size", type=float, default=1.0, metavar="ALPHA", help="length of the straight lines" + defaults)
     add("--seed", type=int, default=0, help="of the samples" + defaults)
@@ -547,14 +432,14 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     add(
         "--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="control points at most" + defaults
     )
-    add("--shard", type=_shard, metavar="I/N", help="compute part I of N, into FOLDER/shard_I_of_N")
+    add("--shard", type=_shard, metavar="I/N", help="compute part I of N")
     add("--chunk-size", type=int, default=500, metavar="N", help="samples computed and written at a time" + defaults)
     add("--device", default="auto", help="auto, cpu, cuda, ..." + defaults)
     add("--quiet", action="store_true", help="no progress bar, no summary")
     return parser, parser.parse_args(argv)
 
 
-def _study(args: argparse.Namespace, folder: Path) -> Study:
+def _study(args: argparse.Namespace) -> Study:
     """The study of a command line."""
     device = pick_device(args.device)
     options: dict[str, Any] = {} if args.std is None else {"std": args.std}
@@ -572,7 +457,7 @@ def _study(args: argparse.Namespace, folder: Path) -> Study:
         codes=zoo.load_codes(args.model).z if args.direction == "pairs" else None,
         settings=SolverSettings(n_control=args.n_control),
         device=device,
-        folder=folder,
+        folder=args.out,
         shard=args.shard,
         chunk_size=args.chunk_size,
         about={
@@ -594,22 +479,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     parser, args = _parse(argv)
-    merging = "shards" in args
-    folder = args.out
-    if not merging and args.shard is not None:
-        i, n = args.shard
-        folder = folder / f"shard_{i:0{len(str(n))}d}_of_{n}"
+    merging = "parts" in args
     try:
-        study = merge_studies(args.shards, folder=folder) if merging else _study(args, folder)
+        study = merge_studies(args.parts, folder=args.out) if merging else _study(args)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         done = 0
         with suppress(ValueError):
-            done = len(load_study(folder))
-        parser.exit(130, f"\ninterrupted with {done} samples in {folder}: the same command goes on from there\n")
+            done = len(load_study(args.out))
+        parser.exit(130, f"\ninterrupted with {done} samples in {args.out}: the same command goes on from there\n")
     if merging or not args.quiet:
-        sys.stdout.write(f"{study}\nwritten to {folder / 'study.safetensors'}\n")
+        sys.stdout.write(f"{study}\nwritten to {args.out}\n")
     return 0
 
 

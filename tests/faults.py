@@ -479,16 +479,16 @@ FAULTS: list[Fault] = [
         (
             "foreign shards merged",
             "a mean over samples of two studies",
-            'if found := _differences(first.settings | {"shard": None}, study.settings | {"shard": None}):',
+            "if found := _differences(settings, of_another):",
             "if found := []:",
-            ["test_shards_that_do_not_make_a_study"],
+            ["test_parts_that_do_not_make_a_study"],
         ),
         (
             "chunk lost between shards",
             "fewer samples than were asked for",
             "return range(n_chunks * (i - 1) // n, n_chunks * i // n)",
             "return range(n_chunks // n * (i - 1), n_chunks // n * i)",
-            ["test_shards_make_the_same_file"],
+            ["test_shards_make_the_same_samples"],
         ),
         (
             "chunks overlap",
@@ -513,14 +513,17 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
-        "algorithm1",
+        "directions",
         (
             "step away from the origin",
             "footnote 1 of the paper turned round: lines leave the data",
-            "share = -(unit.mT @ z[..., None])[..., 0]",
-            "share = (unit.mT @ z[..., None])[..., 0]",
-            ["test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
+            "share = -(basis.mT @ z[..., None])[..., 0]",
+            "share = (basis.mT @ z[..., None])[..., 0]",
+            ["test_algorithm1.py::test_ends_lie_a_step_along_the_eigenvector_that_points_to_the_origin"],
         ),
+    ),
+    *_in(
+        "algorithm1",
         (
             "step along the minimal eigenvector",
             "the best case in place of the worst",
@@ -655,7 +658,7 @@ FAULTS: list[Fault] = [
             "a killed writer leaves half a model",
             "os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call",
             "target.write_bytes(temporary.read_bytes())",
-            ["test_a_killed_writer_leaves_the_old_or_the_new", "test_an_exception_between_the_steps"],
+            ["test_a_killed_writer_leaves_the_old_or_the_new", "test_an_exception_when_the_file_moves_into_place"],
         ),
         (
             "key without the version",
@@ -674,9 +677,9 @@ FAULTS: list[Fault] = [
         (
             "digest not compared",
             "an edited file is read as if it were whole",
-            'if embedded["digest"] != _sha256(_canonical(document), header, data):',
-            'if not embedded["digest"]:',
-            ["test_a_damaged_half_is_refused_by_name", "test_replaced_tensors_are_refused"],
+            'if kept["digest"] != _sha256(_canonical(document), header, data):',
+            'if not kept["digest"]:',
+            ["test_an_edited_header_is_refused", "test_replaced_tensors_are_refused"],
         ),
     ),
     *_in(

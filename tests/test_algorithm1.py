@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import lgi
 from lgi import algorithm1
-from lgi.algorithm1 import largest_eigenvectors, main, towards_origin, worst_case_improvement
+from lgi.algorithm1 import main, worst_case_improvement
 from lgi.geodesic import SolverSettings
-from lgi.metric import ExplicitMetric, PullbackMetric
+from lgi.metric import PullbackMetric
 
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}
@@ -208,45 +206,6 @@ def test_memory_is_that_of_the_columns():
 # --- directions ------------------------------------------------------------------------------------------------------
 
 
-def random_rotation(d, seed=0):
-    return torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
-
-
-@settings(max_examples=30)
-@given(d=st.integers(1, 5), data=st.data())
-def test_towards_origin_depends_on_the_space_alone(d, data):
-    k = data.draw(st.integers(1, d))
-    seed = data.draw(st.integers(0, 1000))
-    basis = random_rotation(d, seed)[:, :k]
-    z = torch.randn(d, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    v = towards_origin(basis, z)
-    assert abs(v.norm().item() - 1) < 1e-12
-    # In the space, and the best of it: the projection of -z.
-    projection = basis @ (basis.T @ -z)
-    torch.testing.assert_close(v, projection / projection.norm(), rtol=0, atol=1e-9)
-    other = basis @ random_rotation(k, seed + 2)
-    torch.testing.assert_close(towards_origin(other, z), v, rtol=0, atol=1e-9)
-    # Columns that are 0 are none.
-    torch.testing.assert_close(towards_origin(torch.cat([basis, 0 * basis], dim=1), z), v, rtol=0, atol=1e-12)
-
-
-def test_sign_is_fixed_where_the_origin_decides_nothing():
-    diagonal = torch.tensor([1.0, 1.0], dtype=torch.float64) / math.sqrt(2)
-    across = torch.tensor([2.0, -2.0], dtype=torch.float64)
-    for sign in (1, -1):
-        for z in (torch.zeros_like(across), across, across + 1e-12 * diagonal, across - 1e-12 * diagonal):
-            torch.testing.assert_close(towards_origin((sign * diagonal)[:, None], z), diagonal)
-    # The first axis that is not nearly perpendicular, not the longest component by a hair.
-    for e in (1e-9, -1e-9):
-        v = towards_origin(
-            (diagonal * torch.tensor([1 + e, -1 + e], dtype=torch.float64))[:, None], torch.zeros(2).double()
-        )
-        assert v[0] > 0
-        assert v[1] < 0
-    v = towards_origin(torch.tensor([[-1e-7], [-1.0]]).double(), torch.tensor([1.0, 0.0]).double())
-    assert v[1] > 0
-
-
 def test_ends_do_not_depend_on_the_signs_of_lapack():
     class Flipped(PullbackMetric):
         def eigh(self, z):
@@ -255,56 +214,6 @@ def test_ends_do_not_depend_on_the_signs_of_lapack():
 
     decoder = Decoder()
     assert torch.equal(study(Flipped(decoder)).end, study(PullbackMetric(decoder)).end)
-
-
-@pytest.mark.parametrize("d", [1, 2, 5, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lanczos_equals_eigh(d, dtype):
-    metric = PullbackMetric(Decoder(d, dtype=dtype))
-    z = torch.randn(20, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    first = torch.randn(20, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    found = largest_eigenvectors(metric, z.to(dtype), first)
-    expected = metric.eigh(z.to(dtype))[1][..., -1].double()
-    tolerance = 1e-3 if dtype == torch.float32 else 1e-7
-    assert (1 - (found * expected).sum(-1).abs()).abs().max() < tolerance**2 * 10
-    assert (found.norm(dim=1) - 1).abs().max() < 1e-6
-
-
-def test_lanczos_takes_few_products_and_any_spectrum():
-    d = 300
-    eigenvalues = torch.linspace(0, 1, d, dtype=torch.float64)
-    eigenvalues[0] = 1.5
-    Q = random_rotation(d)
-    calls = 0
-
-    class Counted(ExplicitMetric):
-        def apply(self, z, v):
-            nonlocal calls
-            calls += 1
-            return super().apply(z, v)
-
-    metric = Counted(lambda z: (Q * eigenvalues @ Q.T).expand(len(z), d, d))
-    first = torch.randn(3, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = largest_eigenvectors(metric, torch.zeros(3, d, dtype=torch.float64), first)
-    assert calls < 50
-    torch.testing.assert_close((found @ Q[:, 0]).abs(), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-12)
-    # Of rank one, exact after two products; of rank none, any direction will do.
-    for scale in (1.0, 0.0):
-        metric = ExplicitMetric(lambda z, scale=scale: scale * torch.outer(Q[0], Q[0]).expand(len(z), d, d))
-        found = largest_eigenvectors(metric, torch.zeros(3, d, dtype=torch.float64), first)
-        assert (found.norm(dim=1) - 1).abs().max() < 1e-9
-        if scale:
-            torch.testing.assert_close((found @ Q[0]).abs(), torch.ones(3, dtype=torch.float64))
-
-
-def test_lanczos_says_when_it_is_not_exact(monkeypatch):
-    d = 150
-    eigenvalues = 1 - 1e-6 * torch.linspace(0, 1, d, dtype=torch.float64) ** 0.5
-    metric = ExplicitMetric(lambda z: torch.diag(eigenvalues).expand(len(z), d, d))
-    first = torch.randn(2, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr(algorithm1, "_MOST_PRODUCTS", 5)
-    with pytest.warns(UserWarning, match="2 of 2 maximal eigenvectors are not exact after 5 products"):
-        largest_eigenvectors(metric, torch.zeros(2, d, dtype=torch.float64), first)
 
 
 def test_eigenvectors_are_chosen_by_dimension():
@@ -443,21 +352,22 @@ def test_command_line(tmp_path, capsys):
     assert (done.returncode, done.stderr) == (0, "")
     assert "mean relative improvement" in done.stdout
     assert main([*options, "--shard", "2/2"]) == 0
-    assert main(["merge", *map(str, tmp_path.glob("shard_*")), "--out", str(tmp_path)]) == 0
-    merged = lgi.load_study(tmp_path)
-    assert str(merged) in capsys.readouterr().out
+    shared = lgi.load_study(tmp_path)
+    assert str(shared) in capsys.readouterr().out
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path / "merged")]) == 0
+    merged = lgi.load_study(tmp_path / "merged")
+    assert str(merged) == str(shared)
     metric = PullbackMetric(lgi.load_model("vae2").decoder)
     expected = study(metric, 6, seed=3, chunk_size=2, settings=SolverSettings(n_control=5))
     assert torch.equal(merged.start, expected.start)
     torch.testing.assert_close(merged.length, expected.length, rtol=1e-4, atol=0)
     assert merged.settings["about"] == {"model": "vae2", "std": "rbf", "feature_map": None}
     # Once more is fine; over another study is not.
-    shards = [*map(str, tmp_path.glob("shard_*"))]
-    assert main(["merge", *shards, "--out", str(tmp_path)]) == 0
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path / "merged")]) == 0
+    study(metric, 6, seed=4, chunk_size=2).save(tmp_path / "other" / "study")
     with pytest.raises(SystemExit):
-        main(["merge", *shards, "--out", shards[0]])
+        main(["merge", str(tmp_path), "--out", str(tmp_path / "other")])
     assert "another study" in capsys.readouterr().err
-    assert len(lgi.load_study(shards[0])) < 6
     # A second call reads; one of another study is refused.
     assert main([*options, "--shard", "2/2"]) == 0
     with pytest.raises(SystemExit) as refusal:
@@ -478,7 +388,7 @@ def test_command_line(tmp_path, capsys):
         (["--model", "vae1", "--out", "x", "--n-control", "2"], "n_control"),
         (["--model", "vae1", "--out", "x", "--device", "abacus"], "abacus"),
         (["merge", "nowhere", "--out", "x"], "nowhere"),
-        (["merge", "--out", "x"], "SHARD"),
+        (["merge", "--out", "x"], "PART"),
     ],
 )
 def test_command_line_refuses(arguments, message, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ RANKS = {
     "studies": 1,
     "geodesic": 2,
     "geodesic_ode": 2,
+    "directions": 2,
     "datasets": 2,
     "zoo": 2,
     "inversion": 2,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_algorithm1 import QUICK, Decoder, random_rotation
+from test_algorithm1 import QUICK, Decoder
+from test_directions import random_rotation
 
 import lgi
 from lgi.comparison import Comparison, compare_models

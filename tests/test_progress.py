@@ -73,7 +73,7 @@ def test_who_asks_for_a_bar_sees_it_whatever_the_environment_says(value):
 
 @pytest.mark.parametrize("folder", [None, "study"])
 def test_a_study_that_fails_ends_its_bar(tmp_path, capsys, folder):
-    settings = {"n_samples": 4, "chunk_size": 2, "shard": None, "seed": 0, "latent_dim": 2, "fingerprint": {}}
+    settings = {"n_samples": 4, "chunk_size": 2, "seed": 0, "latent_dim": 2, "fingerprint": {}}
     # The exception is kept, and with it all that is alive where it was raised.
     with pytest.raises(ZeroDivisionError) as raised:
         studies.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
