@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,12 +40,6 @@ _REMEDY = (
     "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete it. "
     "recompute=True of load_or_compute (retrain = True in notebook 01) computes afresh, into the cache."
 )
-
-# Dates and program versions would make two files of the same figure differ.
-_FIGURE_METADATA: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
 
 
 class ArtifactError(ValueError):
@@ -121,7 +115,12 @@ def runs_folder() -> Path:
 def _plain(value: object, where: str, *, convert_tensors: bool = False) -> Any:
     """Reduce a value to what JSON can hold without loss, or raise naming the entry."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        entries = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        value = {
+            field.name: entry
+            for field, entry in entries
+            if not (field.metadata.get("added_later") and entry == field.default)
+        }
     if isinstance(value, np.generic) or (convert_tensors and isinstance(value, Tensor) and value.ndim == 0):
         value = value.item()
     if isinstance(value, Mapping):
@@ -169,7 +168,9 @@ def settings_hash(name: str, settings: object, version: int | str) -> str:
         Name of the artefact.
     settings : mapping or dataclass
         Numbers, strings, None, and lists, tuples, mappings, dataclasses of these. Key order does not matter, a tuple
-        equals a list, a dataclass equals the mapping of its fields; 1 and 1.0 differ.
+        equals a list, a dataclass equals the mapping of its fields; 1 and 1.0 differ. A field with
+        ``metadata={"added_later": True}`` is left out at its default, so that what was kept before it was there still
+        has the same hash.
     version : int or str
         Version of the code that computes it, raised by hand when its results change.
 
@@ -620,10 +621,17 @@ def read_results(notebook: str, run: str = "default") -> dict[str, Any]:
     return results
 
 
-def save_figure(
-    figure: _Figure, name: str, *, run: str = "default", formats: Sequence[str] = ("png", "pdf")
-) -> list[Path]:
-    """Write a figure to ``<runs_folder>/<run>/figures/<name>.<format>``, without dates in it.
+# Dates and program versions would make two files of the same figure differ.
+_FIGURE_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def save_figure(figure: _Figure, name: str, *, run: str = "default") -> list[Path]:
+    """Write a figure to ``<runs_folder>/<run>/figures``: ``<name>.png`` for reading, ``<name>.pdf`` for print.
+
+    Neither has a date in it.
 
     Parameters
     ----------
@@ -633,25 +641,22 @@ def save_figure(
         Name of the files, without suffix.
     run : str
         Name of the run.
-    formats : sequence of {"png", "pdf"}
-        PNG for reading, PDF for print.
 
     Returns
     -------
     list of pathlib.Path
-        The files, in the order of formats.
+        The files, PNG first.
 
     Raises
     ------
     ArtifactError
-        If a format is not one of the two, a name is not one path component, or a file cannot be written.
+        If a name is not one path component, or a file cannot be written.
     """
     _check_name("name", name)
     _check_name("run", run)
-    if isinstance(formats, str) or not set(formats) <= _FIGURE_METADATA.keys():
-        raise ArtifactError(f"formats: expected a sequence of {sorted(_FIGURE_METADATA)}, got {formats!r}")
-    files = [runs_folder() / run / "figures" / f"{name}.{format_}" for format_ in formats]
-    for file, format_ in zip(files, formats, strict=True):
-        with _replacing(file) as temporary:
-            figure.savefig(temporary, format=format_, metadata=_FIGURE_METADATA[format_])
+    files = []
+    for format_, metadata in _FIGURE_METADATA.items():
+        files.append(runs_folder() / run / "figures" / f"{name}.{format_}")
+        with _replacing(files[-1]) as temporary:
+            figure.savefig(temporary, format=format_, metadata=metadata)
     return files

@@ -137,8 +137,8 @@ class Study:
                 table[name] = value
         return {name: np.ascontiguousarray(column.numpy()) for name, column in table.items()}
 
-    def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write ``<path>.safetensors``; :func:`load_study` reads it back.
+    def save(self, path: str | Path) -> None:
+        """Write ``<path>.safetensors``, equal files for equal studies; :func:`load_study` reads it back.
 
         So does pandas: ``pandas.DataFrame(safetensors.numpy.load_file("study.safetensors"))`` is the table of
         ``columns``.
@@ -147,8 +147,6 @@ class Study:
         ----------
         path : path
             Where, without suffix.
-        provenance : mapping, optional
-            What :func:`lgi.artifacts.provenance` returned; without it, equal studies are equal files.
 
         Raises
         ------
@@ -184,7 +182,6 @@ class Study:
             name="study",
             settings=self.settings,
             version=_VERSION,
-            provenance=provenance,
         )
 
     def __str__(self) -> str:

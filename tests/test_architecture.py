@@ -29,6 +29,7 @@ RANKS = {
     "algorithm1": 3,
     "comparison": 3,
     "training": 3,
+    "recipes": 4,
     "plots": 4,
 }
 

@@ -622,9 +622,3 @@ def test_figures_do_not_depend_on_the_day(tmp_path, monkeypatch):
     assert contents[0][0].startswith(b"\x89PNG")
     assert contents[0][1].startswith(b"%PDF")
     assert not temporary_files(tmp_path)
-
-
-@pytest.mark.parametrize("formats", ["png", ("svg",)])
-def test_formats_are_png_and_pdf(formats):
-    with pytest.raises(ArtifactError, match="formats: expected"):
-        artifacts.save_figure(None, "fig1", formats=formats)

@@ -21,7 +21,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import lgi
-from lgi import algorithm1, artifacts, datasets, training
+from lgi import algorithm1, artifacts, datasets, recipes, training
 from lgi.geodesic import SolverSettings
 from lgi.metric import PullbackMetric
 from lgi.models import VAE, Architecture
@@ -46,7 +46,7 @@ IN_A_READ_ONLY_REPOSITORY = """\
 import json, sys
 from pathlib import Path
 import lgi
-from lgi import algorithm1, artifacts, datasets, training, zoo
+from lgi import algorithm1, artifacts, datasets, recipes, zoo
 root = artifacts.repository_root()
 sys.path.insert(0, str(root / "notebooks"))
 import reproduce
@@ -62,11 +62,11 @@ attempt("models", lambda: [lgi.load_model(name) is None for name in zoo.MODELS])
 attempt("codes", lambda: [len(lgi.load_codes(name).z) for name in zoo.CODES])
 attempt("compute", lambda: artifacts.load_or_compute("demo", {}, lambda: 1 / 0))
 attempt("results", lambda: artifacts.record_results("01_demo", {"a": 1}))
-attempt("download", lambda: datasets.mnist("test", root=root / "data" / "nowhere", download=True))
+attempt("download", lambda: datasets._download(root / "data" / "nowhere"))
 attempt("study", lambda: algorithm1.main(["--model", "vae2", "--samples", "2", "--out", str(root / "study")]))
 attempt("reproduce", lambda: reproduce.main([]))
-sys.argv = ["training", "vae2"]
-attempt("training", training.main)
+sys.argv = ["recipes", "vae2"]
+attempt("training", recipes.main)
 print(json.dumps(said))"""
 
 
@@ -105,7 +105,7 @@ def test_read_only_repository(tmp_path):
     refusals = [line for line in done.stderr.splitlines() if "Read-only file system" in line]
     for program, remedy in (
         ("algorithm1: ", "--out"),
-        ("training: ", "make it writable"),
+        ("recipes: ", "make it writable"),
         ("reproduce: ", "LGI_RUNS"),
     ):
         assert [line for line in refusals if program in line and remedy in line], (program, done.stderr)
@@ -265,17 +265,18 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from lgi import artifacts, training
+from lgi import artifacts, recipes
+from lgi.training import TrainingSettings
 from lgi.models import Architecture
 
-recipe = training.Recipe(
+recipe = recipes.Recipe(
     dataset="optdigits",
     digits=(2, 7),
     architecture=Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu"),
-    training=training.TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1),
+    training=TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1),
 )
 def train(**options):
-    return training.train_or_load("mine", recipe, device="cpu", **options)
+    return recipes.train_or_load("mine", recipe, device="cpu", **options)
 
 def stopped(epoch, stop):
     # The child comes to the end of that epoch, or of training, and then stops.
@@ -336,8 +337,8 @@ def test_stopped_training_goes_on(tmp_path):
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "the same command goes on"),
-        (artifacts.ArtifactError("cannot write x: No space left"), 2, "training: cannot write x: No space left"),
-        (datasets.DatasetError("MNIST is not on disk"), 2, "training: MNIST is not on disk"),
+        (artifacts.ArtifactError("cannot write x: No space left"), 2, "recipes: cannot write x: No space left"),
+        (datasets.DatasetError("MNIST is not on disk"), 2, "recipes: MNIST is not on disk"),
     ],
 )
 def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, error, status, message):
@@ -345,10 +346,10 @@ def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, er
         raise error
 
     monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
-    monkeypatch.setattr(training, "train_or_load", stop)
-    monkeypatch.setattr("sys.argv", ["lgi.training", "vae2"])
+    monkeypatch.setattr(recipes, "train_or_load", stop)
+    monkeypatch.setattr("sys.argv", ["lgi.recipes", "vae2"])
     with pytest.raises(SystemExit) as end:
-        training.main()
+        recipes.main()
     assert end.value.code == status
     assert message in capsys.readouterr().err
 
