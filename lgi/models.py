@@ -205,6 +205,33 @@ class Encoder(nn.Module):
         return mean, log_std.exp()
 
 
+class ImageGenerator(nn.Module):
+    """Deterministic generator of images (eq. 1); the same network as the mean of :class:`Decoder`.
+
+    Parameters
+    ----------
+    architecture
+        Its shape; see :class:`Architecture`.
+
+    Attributes
+    ----------
+    latent_dim, data_shape
+        What :class:`lgi.PullbackMetric` needs to know.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.latent_dim = architecture.latent_dim
+        self.data_shape = (1, 28, 28)
+        self.network = _image_network(architecture)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images (n, 1, 28, 28) in [0, 1] for latent points z (n, d)."""
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
+        return self.network(z)
+
+
 def gaussian_log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     r"""Log density of a diagonal Gaussian, summed over the data dimensions.
 
@@ -297,33 +324,6 @@ class VAE(nn.Module):
         """
         replaced = isinstance(getattr(self.decoder, "std_net", None), RBFPrecision)
         return sum(p.numel() for p in self.parameters()) + replaced
-
-
-class ImageGenerator(nn.Module):
-    """Deterministic generator of images (eq. 1); the same network as the mean of :class:`Decoder`.
-
-    Parameters
-    ----------
-    architecture
-        Its shape; see :class:`Architecture`.
-
-    Attributes
-    ----------
-    latent_dim, data_shape
-        What :class:`lgi.PullbackMetric` needs to know.
-    """
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.latent_dim = architecture.latent_dim
-        self.data_shape = (1, 28, 28)
-        self.network = _image_network(architecture)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Images (n, 1, 28, 28) in [0, 1] for latent points z (n, d)."""
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
-        return self.network(z)
 
 
 class Discriminator(nn.Module):
