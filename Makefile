@@ -122,7 +122,7 @@ baselines: $(STAMP) ## record the numbers of the smoke run anew, with which `mak
 
 .PHONY: models
 models: $(STAMP) ## train the shipped models anew into data/models (maintainers; needs MNIST, about 10 minutes)
-	$(BIN)/python -m lgi.training
+	$(BIN)/python -m lgi.recipes
 
 .PHONY: lock
 lock: $(STAMP) ## resolve requirements.lock anew

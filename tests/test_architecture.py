@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # of its own line; circles are forbidden everywhere.
 LAYERS = [
     {"progress", "artifacts"},
-    {"spline"},
+    {"spline", "directions"},
     {"paper"},
     {"metric"},
     {"features", "models", "datasets", "zoo"},
     {"solver"},
     {"studies", "inversion"},
     {"algorithm1", "comparison"},
-    {"training"},
+    {"training", "recipes"},
     {"plots"},
 ]
 # DELETE AT THE MERGE: the names of before issue 13, in the lines of the rooms that replace them.

@@ -226,7 +226,7 @@ def algorithm_1_pairs(metric, n):
 
 
 shipped = pytest.mark.skipif(
-    not (zoo.artifacts.data_folder() / "models" / "vae1.json").exists(), reason="no shipped VAE1"
+    not (zoo.artifacts.data_folder() / "models" / "vae1.safetensors").exists(), reason="no shipped VAE1"
 )
 
 

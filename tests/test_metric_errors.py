@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric, curve_length, metric_fields
 from lgi.models import VAE
-from lgi.training import RECIPES
+from lgi.recipes import RECIPES
 
 
 def generator(z: Tensor) -> Tensor:

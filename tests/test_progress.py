@@ -12,8 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 import lgi
-from lgi import study
-from lgi.improvement import worst_case_improvement
+from lgi import studies
+from lgi.algorithm1 import worst_case_improvement
 from lgi.inversion import invert
 from lgi.metric import metric_fields
 from lgi.progress import progress_bar
@@ -72,10 +72,10 @@ def test_who_asks_for_a_bar_sees_it_whatever_the_environment_says(value):
 
 @pytest.mark.parametrize("folder", [None, "study"])
 def test_a_study_that_fails_ends_its_bar(tmp_path, capsys, folder):
-    settings = {"n_samples": 4, "chunk_size": 2, "shard": None, "seed": 0, "latent_dim": 2, "fingerprint": {}}
+    settings = {"n_samples": 4, "chunk_size": 2, "seed": 0, "latent_dim": 2, "fingerprint": {}}
     # The exception is kept, and with it all that is alive where it was raised.
     with pytest.raises(ZeroDivisionError) as raised:
-        study.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
+        studies.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
     assert capsys.readouterr().err.endswith("\n")
     assert raised.tb is not None
 
