@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # of its own line; circles are forbidden everywhere.
 LAYERS = [
     {"progress", "artifacts"},
-    {"spline", "directions"},
+    {"spline"},
     {"paper"},
     {"metric"},
     {"features", "models", "datasets", "zoo"},
     {"solver"},
     {"studies", "inversion"},
-    {"algorithm1", "comparison"},
+    {"directions", "algorithm1", "comparison"},
     {"training", "recipes"},
     {"plots"},
 ]
