@@ -7,9 +7,9 @@ ICLR 2021 workshop on geometrical and topological representation learning.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lgi.geodesic import SolverSettings, shorten
 from lgi.inversion import invert
 from lgi.metric import PullbackMetric, curve_energy, curve_length
+from lgi.solver import SolverSettings, certify, shorten
 from lgi.spline import CubicBSpline
 from lgi.study import load_study, merge_studies
 from lgi.zoo import load_codes, load_model
@@ -23,6 +23,7 @@ __all__ = [
     "CubicBSpline",
     "PullbackMetric",
     "SolverSettings",
+    "certify",
     "compare_models",
     "curve_energy",
     "curve_length",

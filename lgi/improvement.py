@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from lgi import zoo
 from lgi.features import ClassifierOutput
-from lgi.geodesic import SolverSettings, shorten
 from lgi.metric import Metric, PullbackMetric
 from lgi.models import pick_device
+from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
 from lgi.study import Study, Table, bootstrap_interval, load_study, merge_studies, run, samples_of
 
@@ -535,7 +535,7 @@ class Comparison:
     converged_a, converged_b : Tensor of bool, shape (n,)
         Whether the shorter curve is certified.
     residual_a, residual_b : Tensor, shape (n,)
-        Certificates, see :class:`lgi.geodesic.ShortenResult`.
+        Certificates, see :class:`lgi.solver.ShortenResult`.
     curve_a, curve_b : CubicBSpline of n curves
         The shorter curves, each in its own model's latent space.
     threshold : float

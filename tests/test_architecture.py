@@ -20,14 +20,13 @@ RANKS = {
     "models": 1,
     "features": 1,
     "study": 1,
-    "geodesic": 2,
-    "geodesic_ode": 2,
+    "solver": 2,
     "datasets": 2,
     "zoo": 2,
-    "inversion": 2,
+    "inversion": 3,
     "improvement": 3,
-    "training": 3,
-    "plots": 4,
+    "training": 4,
+    "plots": 5,
 }
 
 # Design section 3, by the module that defines them. A name is required as soon as its module exists.
@@ -35,7 +34,7 @@ CONTRACT = {
     "metric": ["PullbackMetric", "curve_length", "curve_energy"],
     "spline": ["CubicBSpline"],
     "zoo": ["load_model", "load_codes"],
-    "geodesic": ["shorten", "SolverSettings"],
+    "solver": ["shorten", "SolverSettings"],
     "improvement": ["worst_case_improvement", "compare_models"],
     "inversion": ["invert"],
     "study": ["load_study", "merge_studies"],
@@ -66,24 +65,26 @@ def forbidden_imports(module, source):
     return sorted(name for name in imported_modules(source) if RANKS.get(name, 99) >= limit)
 
 
-MODULES = sorted(path.stem for path in (ROOT / "lgi").glob("*.py") if path.stem != "__init__")
+# Modules and folders; those of a folder are not told apart here.
+SOURCES = {path: path.relative_to(ROOT / "lgi").parts[0].removesuffix(".py") for path in (ROOT / "lgi").rglob("*.py")}
+MODULES = sorted(set(SOURCES.values()) - {"__init__"})
 
 
 def test_every_module_has_a_rank():
     assert set(MODULES) <= set(RANKS)
-    assert not [path for path in (ROOT / "lgi").iterdir() if path.is_dir() and path.name != "__pycache__"]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_to_lower_ranks(module):
-    assert forbidden_imports(module, (ROOT / "lgi" / f"{module}.py").read_text(encoding="utf-8")) == []
+    for path in (path for path, own in SOURCES.items() if own == module):
+        assert set(forbidden_imports(module, path.read_text(encoding="utf-8"))) <= {module}
 
 
 @pytest.mark.parametrize(
     ("module", "source", "found"),
     [
         ("metric", "from lgi import spline", ["spline"]),
-        ("metric", "from lgi import artifacts, geodesic as g", ["geodesic"]),
+        ("metric", "from lgi import artifacts, solver as s", ["solver"]),
         ("metric", "def f():\n    import lgi.zoo", ["zoo"]),
         ("zoo", "from lgi.training import fit", ["training"]),
         ("zoo", "from lgi import PullbackMetric", ["PullbackMetric"]),

@@ -16,9 +16,9 @@ from torch import nn
 
 import lgi
 from lgi import improvement
-from lgi.geodesic import SolverSettings
 from lgi.improvement import compare_models, largest_eigenvectors, main, towards_origin, worst_case_improvement
 from lgi.metric import ExplicitMetric, PullbackMetric
+from lgi.solver import SolverSettings
 
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from lgi import artifacts, improvement, study
-from lgi.geodesic import SolverSettings
 from lgi.improvement import worst_case_improvement
 from lgi.metric import PullbackMetric
+from lgi.solver import SolverSettings
 from lgi.study import bootstrap_interval, load_study, merge_studies
 
 
@@ -234,7 +234,7 @@ from pathlib import Path
 import scipy.stats  # imported once, here
 import torch
 torch.set_num_threads(1)
-from lgi.geodesic import SolverSettings
+from lgi.solver import SolverSettings
 from lgi.improvement import worst_case_improvement
 from lgi.metric import PullbackMetric
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)

@@ -42,13 +42,13 @@ from typing import Any
 os.environ.setdefault("GEOMSTATS_BACKEND", "pytorch")
 
 import torch
+from lgi.geodesic import SolverSettings, shorten
+from lgi.geodesic_ode import solve_geodesic_ode
 from torch import Tensor
 
 import lgi
 from lgi import zoo
 from lgi.artifacts import provenance
-from lgi.geodesic import SolverSettings, shorten
-from lgi.geodesic_ode import solve_geodesic_ode
 from lgi.metric import PullbackMetric, curve_length
 from lgi.spline import CubicBSpline
 
