@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lgi.comparison import compare_models
-from lgi.geodesic import SolverSettings, shorten
 from lgi.inversion import invert
 from lgi.metric import PullbackMetric, curve_energy, curve_length
+from lgi.solver import SolverSettings, certify, shorten
 from lgi.spline import CubicBSpline
 from lgi.studies import load_study, merge_studies
 from lgi.zoo import load_codes, load_model
@@ -24,6 +24,7 @@ __all__ = [
     "CubicBSpline",
     "PullbackMetric",
     "SolverSettings",
+    "certify",
     "compare_models",
     "curve_energy",
     "curve_length",

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from lgi import zoo
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
-from lgi.geodesic import SolverSettings, shorten
 from lgi.metric import Metric, PullbackMetric
 from lgi.models import pick_device
+from lgi.solver import SolverSettings, shorten
 from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
 
 # Latent dimension above which products with the metric cost less than the whole of it.

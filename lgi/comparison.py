@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lgi.geodesic import SolverSettings, shorten
 from lgi.metric import Metric
+from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
 from lgi.studies import bootstrap_interval
 
@@ -36,7 +36,7 @@ class Comparison:
     converged_a, converged_b : Tensor of bool, shape (n,)
         Whether the shorter curve is certified.
     residual_a, residual_b : Tensor, shape (n,)
-        Certificates, see :class:`lgi.geodesic.ShortenResult`.
+        Certificates, see :class:`lgi.solver.ShortenResult`.
     curve_a, curve_b : CubicBSpline of n curves
         The shorter curves, each in its own model's latent space.
     threshold : float

@@ -88,7 +88,12 @@ def _knots_key(knots: Tensor) -> tuple[float, ...]:
     """Check a knot vector and return it as a hashable value."""
     if not isinstance(knots, Tensor) or knots.ndim != 1 or not knots.is_floating_point():
         raise ValueError(f"expected knots as a floating-point vector, got {_describe(knots)}")
-    key = tuple(knots.tolist())
+    return _checked_knots(tuple(knots.tolist()))
+
+
+# A solver asks for the same few knot vectors again and again.
+@lru_cache(maxsize=256)
+def _checked_knots(key: tuple[float, ...]) -> tuple[float, ...]:
     n_end = DEGREE + 1
     if len(key) < 2 * n_end:
         raise ValueError(f"expected at least {2 * n_end} knots (4 control points), got {len(key)}")

@@ -54,7 +54,7 @@ class Study:
     converged : Tensor of bool, shape (n,)
         Whether the shorter curve is certified: ``residual`` within the tolerance of the solver.
     residual, refinement_gain, length_error : Tensor, shape (n,)
-        Certificates, see :class:`lgi.geodesic.ShortenResult`.
+        Certificates, see :class:`lgi.solver.ShortenResult`.
     n_control : Tensor of int64, shape (n,)
         Control points of the shorter curve.
     n_rows : Tensor, shape (n,)

@@ -15,8 +15,8 @@ from torch import nn
 import lgi
 from lgi import algorithm1
 from lgi.algorithm1 import main, worst_case_improvement
-from lgi.geodesic import SolverSettings
 from lgi.metric import PullbackMetric
+from lgi.solver import SolverSettings
 
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}

@@ -12,8 +12,8 @@ from test_directions import random_rotation
 
 import lgi
 from lgi.comparison import Comparison, compare_models
-from lgi.geodesic import SolverSettings
 from lgi.metric import PullbackMetric
+from lgi.solver import SolverSettings
 
 
 def pairs(n=12, d=2, seed=0):

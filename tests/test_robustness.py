@@ -22,9 +22,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import lgi
 from lgi import algorithm1, artifacts, datasets, recipes, training
-from lgi.geodesic import SolverSettings
 from lgi.metric import PullbackMetric
 from lgi.models import VAE, Architecture
+from lgi.solver import SolverSettings
 from lgi.studies import load_study
 
 ROOT = Path(__file__).resolve().parents[1]

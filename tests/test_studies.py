@@ -15,8 +15,8 @@ from torch import nn
 
 from lgi import algorithm1, artifacts, studies
 from lgi.algorithm1 import worst_case_improvement
-from lgi.geodesic import SolverSettings
 from lgi.metric import PullbackMetric
+from lgi.solver import SolverSettings
 from lgi.studies import bootstrap_interval, load_study, merge_studies
 
 
@@ -237,7 +237,7 @@ from pathlib import Path
 import scipy.stats  # imported once, here
 import torch
 torch.set_num_threads(1)
-from lgi.geodesic import SolverSettings
+from lgi.solver import SolverSettings
 from lgi.algorithm1 import worst_case_improvement
 from lgi.metric import PullbackMetric
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)

@@ -127,7 +127,7 @@ def energy_and_gradient(metric: Metric, curve: CubicBSpline, n_t: int = 256) -> 
     return s @ weights, B.mT @ (weights[:, None] * ds_dz) + dB.mT @ (weights[:, None] * ds_dv)
 
 
-class _Path:
+class Polyline:
     """Piecewise linear curve through points (..., n, d), each piece taking the same time."""
 
     def __init__(self, points: Tensor) -> None:
@@ -151,7 +151,7 @@ class _Path:
 def _along(metric: Metric, curve: Curve | Tensor, n_t: int) -> tuple[Tensor, Tensor]:
     """Squared speed (..., n_t) at the quadrature nodes, and the weights (n_t,)."""
     check_metric(metric)
-    curve = _Path(curve) if isinstance(curve, Tensor) else curve
+    curve = Polyline(curve) if isinstance(curve, Tensor) else curve
     if not callable(curve) or not hasattr(curve, "derivative"):
         raise TypeError(
             f"expected a curve, such as lgi.CubicBSpline, or a tensor of points (..., n, d), got {describe(curve)}: "
