@@ -139,11 +139,13 @@ class Polyline:
         self.knots = torch.linspace(0, 1, points.shape[-2], dtype=torch.float64)
 
     def __call__(self, t: Tensor) -> Tensor:
+        """Points (..., n_t, d) at ``t (n_t,)``."""
         place = t * (len(self.knots) - 1)
         piece = place.long().clamp(max=len(self.knots) - 2)
         return torch.lerp(self.points[..., piece, :], self.points[..., piece + 1, :], (place - piece)[:, None])
 
     def derivative(self, t: Tensor) -> Tensor:
+        """Velocities (..., n_t, d) at ``t (n_t,)``; at a corner that of the piece after it."""
         n_pieces = len(self.knots) - 1
         return n_pieces * self.points.diff(dim=-2)[..., (t * n_pieces).long().clamp(max=n_pieces - 1), :]
 
