@@ -18,6 +18,15 @@ ARGS ?=
 EDITION ?= full
 # Test processes. One thread each: two busy processes with two threads each are slower than with one.
 JOBS ?= 2
+THREADS ?= 1
+# Order in which `make unit` runs the tests (empty: another one each time, with its number printed).
+SEED ?=
+# Tests can compute as other processors do, with other vector instructions, hence other rounding and another order of
+# summation: these are torch's, oneDNN's and MKL's own environment variables, native is this processor as it is.
+# `make test` draws one each time, because a number that only one processor prints so is no result.
+PROCESSORS := native ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+PROCESSOR ?=
+TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
 
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
@@ -32,6 +41,8 @@ help: ## this list
 	@echo "  EDITION=student   with book: without solutions and instructor's page, into runs/book_student"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
 	@echo "  INSTALLER=pip     install with pip even where uv works"
+	@echo "  PROCESSOR=...     with test, unit, nbval: compute as another processor, one of"
+	@echo "                    $(PROCESSORS)"
 	@echo "  LGI_DATA=folder   where MNIST/raw and vgg19/ lie, if they do"
 
 .PHONY: install
@@ -58,8 +69,14 @@ $(STAMP): pyproject.toml requirements.lock
 reproduce: $(STAMP) ## run the series of notebooks into runs/ and draw figures/
 	@$(BIN)/python notebooks/reproduce.py $(if $(PARAMS),--params $(PARAMS)) $(ARGS)
 
+# All parts run, whatever fails, and at the end those that failed are named.
 .PHONY: test
-test: lint unit nbval ## every check: lint, types, tests, a smoke run of the series, nbval
+test: $(STAMP) ## every check: lint, types, tests, a smoke run of the series, nbval
+	@trap 'exit 130' INT; set -- $(PROCESSORS); processor=$${PROCESSOR:-$${@:1+RANDOM%$$#:1}}; failed=; \
+	echo "make test: computing as processor $$processor; again so: make test PROCESSOR=$$processor"; \
+	for part in lint unit nbval; do $(MAKE) --no-print-directory PROCESSOR=$$processor $$part || failed+=" $$part"; done; \
+	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed (as processor $$processor); see above" >&2; exit 1; fi; \
+	echo "make test: all passed (as processor $$processor)"
 
 .PHONY: lint
 lint: $(STAMP) ## style and types
@@ -67,15 +84,21 @@ lint: $(STAMP) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# In random order, files and the tests in them, so that none relies on what ran before it; xdist would else sort the
+# files by their number of tests. Both calls, also when the first fails; trap: but not when somebody stops it.
 .PHONY: unit
-unit: $(STAMP) ## the tests of the package and of the notebooks' machinery
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not alone' tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone tests
+unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED=number: in that order again)
+	@trap 'exit 130' INT; seed=$(or $(SEED),$$RANDOM); failed=; \
+	echo "order of the tests: make unit SEED=$$seed"; \
+	tests="$(TESTING) $(BIN)/python -m pytest --random-order-bucket=module --random-order-seed=$$seed"; \
+	$$tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests || failed+=" side by side,"; \
+	$$tests -m alone tests || failed+=" alone,"; \
+	test -z "$$failed" || { echo "tests failed that run$$failed in this order: make unit SEED=$$seed" >&2; exit 1; }
 
 # LGI_RUNS: a test must not write into the tree it tests.
 .PHONY: nbval
 nbval: $(STAMP) ## run the committed notebooks and compare with what they show
-	OMP_NUM_THREADS=1 LGI_RUNS="$$(mktemp -d)" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:cacheprovider \
+	$(TESTING) LGI_RUNS="$$(mktemp -d)" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:cacheprovider \
 	  --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval.cfg notebooks/
 
 # Without MNIST, because no image of it is committed: the figures then show reconstructions.
@@ -99,7 +122,7 @@ baselines: $(STAMP) ## record the numbers of the smoke run anew, with which `mak
 
 .PHONY: models
 models: $(STAMP) ## train the shipped models anew into data/models (maintainers; needs MNIST, about 10 minutes)
-	$(BIN)/python -m lgi.training
+	$(BIN)/python -m lgi.recipes
 
 .PHONY: lock
 lock: $(STAMP) ## resolve requirements.lock anew

@@ -7,15 +7,16 @@ ICLR 2021 workshop on geometrical and topological representation learning.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lgi.geodesic import SolverSettings, shorten
+from lgi.comparison import compare_models
 from lgi.inversion import invert
 from lgi.metric import PullbackMetric, curve_energy, curve_length
+from lgi.solver import SolverSettings, certify, shorten
 from lgi.spline import CubicBSpline
-from lgi.study import load_study, merge_studies
+from lgi.studies import load_study, merge_studies
 from lgi.zoo import load_codes, load_model
 
 if TYPE_CHECKING:
-    from lgi.improvement import compare_models, worst_case_improvement
+    from lgi.algorithm1 import worst_case_improvement
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "CubicBSpline",
     "PullbackMetric",
     "SolverSettings",
+    "certify",
     "compare_models",
     "curve_energy",
     "curve_length",
@@ -37,8 +39,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Not above: `python -m lgi.improvement` would find the module imported already, and warn.
-    if name in ("improvement", "compare_models", "worst_case_improvement"):
-        improvement = importlib.import_module("lgi.improvement")
-        return improvement if name == "improvement" else getattr(improvement, name)
+    # Not above: `python -m lgi.algorithm1` would find the module imported already, and warn.
+    if name in ("algorithm1", "worst_case_improvement"):
+        algorithm1 = importlib.import_module("lgi.algorithm1")
+        return algorithm1 if name == "algorithm1" else algorithm1.worst_case_improvement
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

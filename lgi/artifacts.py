@@ -4,12 +4,10 @@ Three kinds of files are found through this module, from any working directory: 
 (MNIST, VGG-19), artefacts that it made (trained models, latent codes, expensive results) and the output of a run
 (recorded results, figures).
 
-An artefact is a pair of files, ``<path>.safetensors`` for tensors and ``<path>.json`` for everything else. The header
-of the safetensors file carries a copy of the JSON document and a digest of document and tensors together, so that this
-one file is complete in itself: renaming it into place is the only moment at which an artefact changes. A writer that is
-killed between the two renames, or two writers at once, can leave a JSON file of another generation beside it; both
-files are then whole, the safetensors file decides, and tensors and record still come from one and the same `save`.
-Anything else that does not fit (a truncated, edited or missing file) is refused.
+An artefact is one file, ``<path>.safetensors``: beside the tensors, its header holds as JSON everything else (settings,
+record, provenance) and a digest of all of it. Renaming the file into place is the only moment at which an artefact
+changes, so that whatever interrupts a writer, there is the old or the new; a truncated or edited file is refused.
+(Version 0.1 wrote a copy of the JSON into a second file, ``<path>.json``. Nothing reads it any more.)
 """
 
 import dataclasses
@@ -25,7 +23,7 @@ import subprocess
 import tempfile
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,15 +37,9 @@ import torch
 from torch import Tensor
 
 _REMEDY = (
-    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete both halves. "
+    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete it. "
     "recompute=True of load_or_compute (retrain = True in notebook 01) computes afresh, into the cache."
 )
-
-# Dates and program versions would make two files of the same figure differ.
-_FIGURE_METADATA: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
 
 
 class ArtifactError(ValueError):
@@ -123,7 +115,12 @@ def runs_folder() -> Path:
 def _plain(value: object, where: str, *, convert_tensors: bool = False) -> Any:
     """Reduce a value to what JSON can hold without loss, or raise naming the entry."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        entries = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        value = {
+            field.name: entry
+            for field, entry in entries
+            if not (field.metadata.get("added_later") and entry == field.default)
+        }
     if isinstance(value, np.generic) or (convert_tensors and isinstance(value, Tensor) and value.ndim == 0):
         value = value.item()
     if isinstance(value, Mapping):
@@ -171,7 +168,9 @@ def settings_hash(name: str, settings: object, version: int | str) -> str:
         Name of the artefact.
     settings : mapping or dataclass
         Numbers, strings, None, and lists, tuples, mappings, dataclasses of these. Key order does not matter, a tuple
-        equals a list, a dataclass equals the mapping of its fields; 1 and 1.0 differ.
+        equals a list, a dataclass equals the mapping of its fields; 1 and 1.0 differ. A field with
+        ``metadata={"added_later": True}`` is left out at its default, so that what was kept before it was there still
+        has the same hash.
     version : int or str
         Version of the code that computes it, raised by hand when its results change.
 
@@ -256,7 +255,7 @@ class Artifact:
     source : {"shipped", "cache", "computed"}
         Where it comes from.
     path : pathlib.Path
-        Where it is, without the two suffixes.
+        Where it is, without suffix.
     """
 
     tensors: dict[str, Tensor]
@@ -267,9 +266,9 @@ class Artifact:
     path: Path
 
 
-def _files(path: Path) -> tuple[Path, Path]:
+def _file(path: Path) -> Path:
     # with_suffix would cut a name at its last dot.
-    return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
+    return path.with_name(f"{path.name}.safetensors")
 
 
 def _stored(key: str, value: object) -> Tensor:
@@ -308,7 +307,7 @@ def save(
     Parameters
     ----------
     path : pathlib.Path
-        Where, without suffix; ``.safetensors`` and ``.json`` are appended. Missing folders are made.
+        Where, without suffix; ``.safetensors`` is appended. Missing folders are made.
     tensors : mapping of str to Tensor or numpy array
         Any shapes, dtypes and devices; copied, never changed.
     record : mapping
@@ -321,15 +320,10 @@ def save(
     Raises
     ------
     ArtifactError
-        If a value cannot be stored without loss, or the files cannot be written (the old pair then still stands).
-
-    Notes
-    -----
-    Both files are written beside their targets and flushed first, then renamed, tensors before JSON. See the module's
-    docstring for why a kill between the two leaves a readable artefact.
+        If a value cannot be stored without loss, or the file cannot be written (the old one then still stands).
     """
     path = Path(path)
-    if path.suffix in {".safetensors", ".json"}:
+    if path.suffix == ".safetensors":
         raise ArtifactError(f"path: expected it without suffix, got {path}")
     document = {
         "name": name,
@@ -344,48 +338,29 @@ def save(
     digest = _sha256(_canonical(document), header, data)
     # One entry, because safetensors writes several in random order: the same artefact must give the same bytes.
     metadata = {"lgi": _canonical({"document": document, "digest": digest})}
-    content = safetensors.torch.save(stored, metadata=metadata)
-    readable = document | {"sha256": _sha256(content)}
-    readable["digest"] = _sha256(_canonical(readable))
-
-    tensors_file, json_file = _files(path)
-    # Left in reverse order: both temporary files are complete before the tensors, then the JSON, move into place.
-    with _replacing(json_file) as temporary_json, _replacing(tensors_file) as temporary_tensors:
-        temporary_json.write_text(json.dumps(readable, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary_tensors.write_bytes(content)
+    with _replacing(_file(path)) as temporary:
+        temporary.write_bytes(safetensors.torch.save(stored, metadata=metadata))
 
 
-def _read_bytes(file: Path) -> bytes:
+def _read(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return document and tensors of an artefact that is whole, or raise."""
+    file = _file(path)
     try:
-        return file.read_bytes()
+        content = file.read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(f"{file} is missing. {_REMEDY}") from error
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror}. {_REMEDY}") from error
-
-
-def _read(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return document and tensors of an artefact whose two files are whole, or raise."""
-    tensors_file, json_file = _files(path)
-    json_content, content = _read_bytes(json_file), _read_bytes(tensors_file)
-    try:
-        readable = json.loads(json_content)
-        if readable.pop("digest") != _sha256(_canonical(readable)):
-            raise ValueError("digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{json_file} is truncated or was edited. {_REMEDY}") from error
     try:
         metadata, header, data = _split(content)
-        embedded = json.loads(metadata["lgi"])
-        document = embedded["document"]
-        if embedded["digest"] != _sha256(_canonical(document), header, data):
+        kept = json.loads(metadata["lgi"])
+        document: dict[str, Any] = kept["document"]
+        if kept["digest"] != _sha256(_canonical(document), header, data):
             raise ValueError("digest")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{tensors_file} is truncated or was edited. {_REMEDY}") from error
-    # No more is asked of the JSON: after an interrupted save it rightly differs in everything but the name.
-    for file, found in ((json_file, readable["name"]), (tensors_file, document["name"])):
-        if found != name:
-            raise ArtifactError(f"{file} holds {found!r}, expected {name!r}. {_REMEDY}")
+        raise ArtifactError(f"{file} is truncated or was edited. {_REMEDY}") from error
+    if document["name"] != name:
+        raise ArtifactError(f"{file} holds {document['name']!r}, expected {name!r}. {_REMEDY}")
     return document, safetensors.torch.load(content)
 
 
@@ -418,7 +393,7 @@ def load(path: Path, *, name: str, settings: object = None, version: int | str |
     Raises
     ------
     ArtifactError
-        If a half is missing, truncated or edited, or if name, settings or version differ. The message names the file,
+        If the file is missing, truncated or edited, or if name, settings or version differ. The message names the file,
         the settings that differ, and the remedy.
     """
     path = Path(path)
@@ -427,20 +402,19 @@ def load(path: Path, *, name: str, settings: object = None, version: int | str |
     wanted_version = document["version"] if version is None else version
     if settings_hash(name, wanted, wanted_version) != document["settings_hash"]:
         raise ArtifactError(
-            f"{_files(path)[0]} is of other settings: {_difference(document, wanted, wanted_version)}. {_REMEDY}"
+            f"{_file(path)} is of other settings: {_difference(document, wanted, wanted_version)}. {_REMEDY}"
         )
     return _artifact(path, document, tensors, "cache" if path.is_relative_to(cache_folder()) else "shipped")
 
 
 def exists(path: Path) -> bool:
-    """Whether an artefact was ever saved whole at path (given without suffix); `load` tells whether it still is."""
-    return _files(path)[1].exists()
+    """Whether there is an artefact at path (given without suffix); `load` tells whether it is whole."""
+    return _file(path).exists()
 
 
 def remove(path: Path) -> None:
     """Delete the artefact at path (given without suffix), if there is one."""
-    for file in reversed(_files(path)):
-        file.unlink(missing_ok=True)
+    _file(path).unlink(missing_ok=True)
 
 
 def _difference(document: dict[str, Any], settings: Any, version: int | str) -> str:
@@ -494,8 +468,7 @@ def load_or_compute(
 
     Notes
     -----
-    A shipped artefact of other settings is not for this call and left alone. Tensors without a JSON in the cache are a
-    first save that was interrupted, and count as absent.
+    A shipped artefact of other settings is not for this call and left alone.
     """
     _check_name("name", name)
     _check_name("folder", folder)
@@ -503,7 +476,7 @@ def load_or_compute(
     shipped = data_folder() / folder / name
     cached = cache_folder() / folder / f"{name}-{wanted[:16]}"
     if not recompute:
-        if any(file.exists() for file in _files(shipped)):
+        if exists(shipped):
             document, tensors = _read(shipped, name)
             if document["settings_hash"] == wanted:
                 return _artifact(shipped, document, tensors, "shipped")
@@ -648,10 +621,17 @@ def read_results(notebook: str, run: str = "default") -> dict[str, Any]:
     return results
 
 
-def save_figure(
-    figure: _Figure, name: str, *, run: str = "default", formats: Sequence[str] = ("png", "pdf")
-) -> list[Path]:
-    """Write a figure to ``<runs_folder>/<run>/figures/<name>.<format>``, without dates in it.
+# Dates and program versions would make two files of the same figure differ.
+_FIGURE_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def save_figure(figure: _Figure, name: str, *, run: str = "default") -> list[Path]:
+    """Write a figure to ``<runs_folder>/<run>/figures``: ``<name>.png`` for reading, ``<name>.pdf`` for print.
+
+    Neither has a date in it.
 
     Parameters
     ----------
@@ -661,25 +641,22 @@ def save_figure(
         Name of the files, without suffix.
     run : str
         Name of the run.
-    formats : sequence of {"png", "pdf"}
-        PNG for reading, PDF for print.
 
     Returns
     -------
     list of pathlib.Path
-        The files, in the order of formats.
+        The files, PNG first.
 
     Raises
     ------
     ArtifactError
-        If a format is not one of the two, a name is not one path component, or a file cannot be written.
+        If a name is not one path component, or a file cannot be written.
     """
     _check_name("name", name)
     _check_name("run", run)
-    if isinstance(formats, str) or not set(formats) <= _FIGURE_METADATA.keys():
-        raise ArtifactError(f"formats: expected a sequence of {sorted(_FIGURE_METADATA)}, got {formats!r}")
-    files = [runs_folder() / run / "figures" / f"{name}.{format_}" for format_ in formats]
-    for file, format_ in zip(files, formats, strict=True):
-        with _replacing(file) as temporary:
-            figure.savefig(temporary, format=format_, metadata=_FIGURE_METADATA[format_])
+    files = []
+    for format_, metadata in _FIGURE_METADATA.items():
+        files.append(runs_folder() / run / "figures" / f"{name}.{format_}")
+        with _replacing(files[-1]) as temporary:
+            figure.savefig(temporary, format=format_, metadata=metadata)
     return files

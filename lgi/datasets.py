@@ -1,17 +1,18 @@
 """Images of digits as tensors: MNIST from disk, or scikit-learn's 8x8 digits, which need no file.
 
-Both come as `ImageData`, with the digits, the range of values and one of three fixed splits asked for by name. Nothing
-here touches the network unless ``download=True`` is given and MNIST is not on disk.
+Both come from `load` as `ImageData`, with the digits and one of three fixed splits asked for by name; what reads them
+from their source is an entry of ``READERS``. Nothing here touches the network unless ``download=True`` is given and
+MNIST is not on disk.
 """
 
 import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,26 +47,17 @@ class ImageData:
     Parameters
     ----------
     images : Tensor, shape (n, 1, 28, 28), float32
-        Values in value_range.
+        Values in [0, 1].
     label : Tensor, shape (n,), int64
         Digit of each image.
     index : Tensor, shape (n,), int64
         Ascending position in the data as published: in MNIST's official training set for "train" and "validation", in
         its official test set for "test"; in all 1797 images for optdigits.
-    name : str
-        "mnist" or "optdigits".
-    split : {"train", "validation", "test"}
-        Which part.
-    value_range : tuple of float
-        Values of black and white.
     """
 
     images: Tensor
     label: Tensor
     index: Tensor
-    name: str
-    split: Split
-    value_range: tuple[float, float]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -76,7 +68,6 @@ def load(
     split: Split,
     *,
     digits: Collection[int] = DIGITS,
-    value_range: tuple[float, float] = (0.0, 1.0),
     download: bool = False,
 ) -> ImageData:
     """Return a split of a data set by name.
@@ -84,48 +75,39 @@ def load(
     Parameters
     ----------
     name : {"mnist", "optdigits"}
-        Data set.
-    split, digits, value_range
-        See `mnist`.
+        Data set: MNIST (LeCun, Cortes & Burges), from disk; or scikit-learn's ``load_digits`` (1797 real 8x8 digits of
+        NIST), resized to 28x28, for trying out and for tests: no number of the paper comes from it.
+    split : {"train", "validation", "test"}
+        Of MNIST, "test" is the official test set (10 000 images), "validation" a fixed draw of 5000 images of the
+        official training set and "train" the other 55 000. Of optdigits, 1257, 180 and 360 images, fixed, stratified by
+        digit. The same whatever the digits.
+    digits : collection of int
+        Digits to keep; default the paper's. Their order does not matter: images keep the order of the data set.
     download : bool
-        Download MNIST if it is not on disk; optdigits never needs it.
+        Download MNIST if it is not on disk, into the last of `lgi.artifacts.raw_data_folders`.
 
     Returns
     -------
     ImageData
-        What `mnist` or `optdigits` returns.
+        New tensors with each call.
 
     Raises
     ------
     DatasetError
-        If there is no such data set, and as `mnist` does.
+        If MNIST is nowhere, a raw file has another md5 than published, the download fails, or an argument is none of
+        the above.
     """
-    if name == "mnist":
-        return mnist(split, digits=digits, value_range=value_range, download=download)
-    if name == "optdigits":
-        return optdigits(split, digits=digits, value_range=value_range)
-    raise DatasetError(f"name: expected 'mnist' or 'optdigits', got {name!r}")
-
-
-def _select(
-    pixels: Tensor, label: Tensor, index: Tensor, *, name: str, split: Split, digits: Collection[int], value_range: Any
-) -> ImageData:
-    """Keep the digits asked for of pixels (n, 28, 28) in [0, 1] or uint8, and map them to value_range."""
-    low, high = value_range
+    if name not in READERS:
+        raise DatasetError(f"name: expected one of {', '.join(READERS)}, got {name!r}")
+    _check_request(split, digits)
+    pixels, label, index = READERS[name](split, download)
     keep = torch.isin(label, torch.tensor(sorted(digits)))
     images = pixels[keep].unsqueeze(1)
-    images = images.float().div_(255) if images.dtype == torch.uint8 else images
-    return ImageData(
-        images=images.mul_(high - low).add_(low),
-        label=label[keep],
-        index=index[keep],
-        name=name,
-        split=split,
-        value_range=(float(low), float(high)),
-    )
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    return ImageData(images=images, label=label[keep], index=index[keep])
 
 
-def _check_request(split: str, digits: Collection[int], value_range: Any) -> None:
+def _check_request(split: str, digits: Collection[int]) -> None:
     if split not in get_args(Split):
         raise DatasetError(f"split: expected one of {get_args(Split)}, got {split!r}")
     if (
@@ -135,8 +117,6 @@ def _check_request(split: str, digits: Collection[int], value_range: Any) -> Non
         or not set(digits) <= set(range(10))
     ):
         raise DatasetError(f"digits: expected different integers of 0 to 9, at least one, got {digits!r}")
-    if not isinstance(value_range, tuple | list) or tuple(value_range) not in {(0, 1), (-1, 1)}:
-        raise DatasetError(f"value_range: expected (0, 1) or (-1, 1), got {value_range!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,15 +128,12 @@ def _mnist_files(root: Path) -> list[Path]:
     return [root / "MNIST" / "raw" / name for name in _MNIST_MD5]
 
 
-def find_mnist(root: Path | None = None) -> Path | None:
-    """Folder whose ``MNIST/raw`` holds the four raw files: root if given, else the first of `raw_data_folders`.
+def find_mnist() -> Path | None:
+    """First of `lgi.artifacts.raw_data_folders` whose ``MNIST/raw`` holds the four raw files, None if there is none.
 
-    Returns
-    -------
-    pathlib.Path or None
-        None where there is no such folder. The contents are checked on loading only.
+    The contents are checked on loading only.
     """
-    folders = [Path(root)] if root is not None else artifacts.raw_data_folders()
+    folders = artifacts.raw_data_folders()
     return next((folder for folder in folders if all(file.is_file() for file in _mnist_files(folder))), None)
 
 
@@ -212,49 +189,14 @@ def _read_mnist(
     return read_image_file(f"{start}-images-idx3-ubyte"), read_label_file(f"{start}-labels-idx1-ubyte")
 
 
-def mnist(
-    split: Split,
-    *,
-    digits: Collection[int] = DIGITS,
-    value_range: tuple[float, float] = (0.0, 1.0),
-    download: bool = False,
-    root: Path | None = None,
-) -> ImageData:
-    """Return a split of MNIST (LeCun, Cortes & Burges), read from disk by torchvision.
-
-    Parameters
-    ----------
-    split : {"train", "validation", "test"}
-        "test" is the official test set (10 000 images); "validation" is a fixed draw of 5000 images of the official
-        training set and "train" the other 55 000, the same whatever the digits.
-    digits : collection of int
-        Digits to keep; default the paper's. Their order does not matter: images keep the order of the data set.
-    value_range : tuple of float
-        (0, 1) or (-1, 1): values of black and white.
-    download : bool
-        Download if MNIST is not on disk, into the last of `raw_data_folders` (or root).
-    root : pathlib.Path, optional
-        Folder that holds ``MNIST/raw``; default the first of `raw_data_folders` that does.
-
-    Returns
-    -------
-    ImageData
-        New tensors with each call.
-
-    Raises
-    ------
-    DatasetError
-        If MNIST is nowhere, a raw file has another md5 than published, the download fails, or an argument is none of
-        the above.
-    """
-    _check_request(split, digits, value_range)
-    found = find_mnist(root)
+def _mnist(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:
+    found = find_mnist()
+    folders = artifacts.raw_data_folders()
     if found is None and download:
-        found = Path(root) if root is not None else artifacts.raw_data_folders()[-1]
+        found = folders[-1]
         _download(found)
     if found is None:
-        looked = [Path(root)] if root is not None else artifacts.raw_data_folders()
-        missing = "\n".join(f"  {file}" for folder in looked for file in _mnist_files(folder) if not file.is_file())
+        missing = "\n".join(f"  {file}" for folder in folders for file in _mnist_files(folder) if not file.is_file())
         raise DatasetError(
             f"MNIST is not on disk. Looked for, and did not find:\n{missing}\nSet LGI_DATA to the folder that holds "
             "MNIST/raw, or give download=True, or use optdigits, which needs no file."
@@ -267,9 +209,7 @@ def mnist(
     else:
         order = torch.randperm(len(label), generator=torch.Generator().manual_seed(_SPLIT_SEED))
         index = (order[:_N_VALIDATION] if split == "validation" else order[_N_VALIDATION:]).sort().values
-    return _select(
-        pixels[index], label[index], index, name="mnist", split=split, digits=digits, value_range=value_range
-    )
+    return pixels[index], label[index], index
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -294,33 +234,11 @@ def _read_optdigits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return pixels, label, {name: torch.tensor(sorted(index)) for name, index in splits.items()}
 
 
-def optdigits(
-    split: Split, *, digits: Collection[int] = DIGITS, value_range: tuple[float, float] = (0.0, 1.0)
-) -> ImageData:
-    """Return a split of scikit-learn's ``load_digits`` (1797 real 8x8 digits of NIST), resized to 28x28.
-
-    Needs neither file nor network. For trying out and for tests; no number of the paper comes from it.
-
-    Parameters
-    ----------
-    split : {"train", "validation", "test"}
-        1257, 180 and 360 images over all ten digits, fixed, stratified by digit, the same whatever the digits.
-    digits, value_range
-        See `mnist`.
-
-    Returns
-    -------
-    ImageData
-        New tensors with each call; resized bilinearly.
-
-    Raises
-    ------
-    DatasetError
-        If an argument is none of these.
-    """
-    _check_request(split, digits, value_range)
+def _optdigits(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001 - there is nothing to
     pixels, label, splits = _read_optdigits()
     index = splits[split]
-    return _select(
-        pixels[index], label[index], index, name="optdigits", split=split, digits=digits, value_range=value_range
-    )
+    return pixels[index], label[index], index
+
+
+READERS: dict[str, Callable[[Split, bool], tuple[Tensor, Tensor, Tensor]]] = {"mnist": _mnist, "optdigits": _optdigits}
+"""Data sets by name: of a split, new tensors of pixels (n, 28, 28) in [0, 1] or uint8, label (n,) and index (n,)."""

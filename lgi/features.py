@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,33 +79,6 @@ class LogisticRegression(nn.Module):
         self.eval()
 
     @classmethod
-    def from_sklearn(
-        cls, estimator: Any, *, output: ClassifierOutput = "probabilities", dtype: torch.dtype = torch.float32
-    ) -> Self:
-        """Wrap a fitted `sklearn.linear_model.LogisticRegression` with integer labels.
-
-        Parameters
-        ----------
-        estimator : sklearn.linear_model.LogisticRegression
-            A fitted multinomial model; with two classes its one row of coefficients becomes the two rows (0, w).
-        output : {"probabilities", "log_probabilities", "logits"}
-            What `forward` returns.
-        dtype : torch.dtype
-            Of weight and bias.
-
-        Returns
-        -------
-        LogisticRegression
-            The module whose probabilities are those of ``estimator.predict_proba``.
-        """
-        weight = torch.as_tensor(estimator.coef_, dtype=dtype)
-        bias = torch.as_tensor(estimator.intercept_, dtype=dtype)
-        if len(weight) == 1:
-            weight = torch.cat([torch.zeros_like(weight), weight])
-            bias = torch.cat([torch.zeros_like(bias), bias])
-        return cls(weight, bias, torch.as_tensor(estimator.classes_), output=output)
-
-    @classmethod
     def fit_images(
         cls,
         images: Tensor,
@@ -133,7 +106,7 @@ class LogisticRegression(nn.Module):
         Returns
         -------
         LogisticRegression
-            With the dtype of the images, on their device.
+            With the dtype of the images, on their device. Its probabilities are those of scikit-learn's model.
 
         Raises
         ------
@@ -149,7 +122,10 @@ class LogisticRegression(nn.Module):
 
         estimator = SklearnLogisticRegression(C=C, max_iter=max_iter)
         estimator.fit(images.detach().flatten(1).double().cpu().numpy(), labels.cpu().numpy())
-        return cls.from_sklearn(estimator, output=output, dtype=images.dtype).to(images.device)
+        weight, bias = (torch.as_tensor(x, dtype=images.dtype) for x in (estimator.coef_, estimator.intercept_))
+        if len(weight) == 1:  # of two classes, scikit-learn keeps the difference: the rows are 0 and w
+            weight, bias = (torch.cat([torch.zeros_like(x), x]) for x in (weight, bias))
+        return cls(weight, bias, torch.as_tensor(estimator.classes_), output=output).to(images.device)
 
     def extra_repr(self) -> str:
         """Show the sizes and the output in the module's representation."""

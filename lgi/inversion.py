@@ -6,13 +6,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lgi.metric import FeatureMap, Generator, PullbackMetric
 from lgi.progress import progress_bar
+from lgi.solver.rows import Rows
+from lgi.solver.steps import adapted, damped_step, factorised, secant, solved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,13 +193,13 @@ def invert(
             for goal, first in zip(target.split(size), own.split(size), strict=True):
                 z = torch.cat([first, screen.nearest(goal, n_starts)], dim=1)
                 scale = torch.linalg.vector_norm(goal, dim=1) + screen.spread * goal.shape[1] ** 0.5
-                searches = _search(
+                searches = _from_starts(
                     metric, z, goal, scale, weight=prior_weight, n_iterations=n_iterations, tolerance=tolerance
                 )
-                ends.append(_best(searches))
+                best = searches.objective.argmin(1)
+                ends.append(searches[torch.arange(len(best), device=best.device), best])
                 advance(len(goal))
-    joined = {f.name: torch.cat([getattr(part, f.name) for part in ends]) for f in fields(_Found)}
-    shaped = {name: value.reshape(leading + value.shape[1:]) for name, value in joined.items()}
+    shaped = {name: value.reshape(leading + value.shape[1:]) for name, value in vars(_Ends.joined(ends)).items()}
     relative = shaped["residual"] / screen.spread
     del shaped["objective"]
     return Inversion(**shaped, relative_residual=relative, reached=relative <= threshold, spread=screen.spread.clone())
@@ -253,8 +255,8 @@ class _Screen:
         return torch.cat([z, absent], dim=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
+@dataclass(eq=False, kw_only=True)
+class _Ends(Rows):
     """Ends of searches, each (n,) but for ``z`` (n, d); or (n, k) and (n, k, d)."""
 
     z: Tensor
@@ -266,13 +268,7 @@ class _Found:
     start: Tensor
 
 
-def _best(found: _Found) -> _Found:
-    """Best of the k searches of each sample."""
-    rows, best = torch.arange(len(found.objective), device=found.z.device), found.objective.argmin(1)
-    return _Found(**{f.name: getattr(found, f.name)[rows, best] for f in fields(_Found)})
-
-
-def _search(
+def _from_starts(
     metric: PullbackMetric,
     starts: Tensor,
     goal: Tensor,
@@ -281,7 +277,7 @@ def _search(
     weight: float,
     n_iterations: int,
     tolerance: float,
-) -> _Found:
+) -> _Ends:
     """Levenberg-Marquardt from starts (n, k, d), NaN where there is none, towards goals (n, m) of some scale (n,)."""
     n, k, d = starts.shape
     job = (~starts.isnan().any(-1)).reshape(-1).nonzero()[:, 0]
@@ -309,7 +305,7 @@ def _search(
         problem.advance()
     start = torch.arange(k, device=z.device).expand(n, k)
     shaped = {"objective": objective, "optimality": optimality, "converged": converged, "n_iterations": count}
-    return _Found(
+    return _Ends(
         z=z.reshape(n, k, d),
         residual=residual.reshape(n, k).to(z),
         start=start,
@@ -317,7 +313,7 @@ def _search(
     )
 
 
-class _Problem(ABC):
+class _LeastSquares(ABC):
     """Nonlinear least squares ``|h(z) - goal|^2 + w |z|^2``, a job a point ``z`` (j, d), with what is known there.
 
     ``point`` has ``z``, ``error`` (j, m), ``loss`` (j,), ``gradient`` (j, d), of half the loss, and what a kind adds.
@@ -350,9 +346,7 @@ class _Problem(ABC):
         accepted = quality > 1e-4
         for name, value in new.items():
             self.point[name][accepted] = value[accepted]
-        less = torch.where(self.damping < 0.1, 0, self.damping / 4)
-        more = (4 * self.damping).clamp_min(0.5)
-        self.damping = torch.where(quality > 0.75, less, torch.where(quality > 0.25, self.damping, more))
+        self.damping = adapted(self.damping, quality)
 
     def _sums(self, z: Tensor, value: Tensor) -> dict[str, Tensor]:
         error = value - self.goal
@@ -376,7 +370,7 @@ class _Problem(ABC):
         """Take in what was found at the end of a step."""
 
 
-class _Dense(_Problem):
+class _Dense(_LeastSquares):
     """With the d x d matrices, which learn the curvature that Gauss-Newton leaves out."""
 
     def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
@@ -389,7 +383,7 @@ class _Dense(_Problem):
 
     def _decrement(self) -> Tensor:
         gradient = self.point["gradient"]
-        return (gradient * _solved(self.point["normal"], gradient)[0]).sum(1)
+        return (gradient * solved(factorised(self.point["normal"])[0], gradient)).sum(1)
 
     def _step(self) -> tuple[Tensor, Tensor]:
         gradient, normal = self.point["gradient"], self.point["normal"]
@@ -397,11 +391,13 @@ class _Dense(_Problem):
         identity = torch.eye(normal.shape[1], dtype=normal.dtype, device=normal.device)
         damping = (self.damping * size)[:, None, None] * identity
         matrix = normal + self.point["curvature"]
-        step, indefinite = _solved(matrix + damping, gradient)
-        if bool(indefinite.any()):
+
+        def safe(bad: Tensor) -> Tensor:
             # Where the model has no minimum, Gauss-Newton's has.
-            step[indefinite] = _solved((normal + damping)[indefinite], gradient[indefinite])[0]
-            matrix = torch.where(indefinite[:, None, None], normal, matrix)
+            return solved(factorised((normal + damping)[bad])[0], gradient[bad])
+
+        step, indefinite = damped_step(matrix + damping, gradient, safe)
+        matrix = torch.where(indefinite[:, None, None], normal, matrix)
         return -step, 2 * (gradient * step).sum(1) - (step * (matrix @ step[..., None])[..., 0]).sum(1)
 
     def _learn(self, step: Tensor, new: dict[str, Tensor]) -> None:
@@ -411,18 +407,10 @@ class _Dense(_Problem):
         # Sizing: the curvature is proportional to an error that may have fallen to nothing.
         ratio = (step * change).sum(1).abs() / (step * applied).sum(1).abs().clamp_min(tiny)
         ratio = ratio.clamp_max(1).nan_to_num(1)
-        S, applied = ratio[:, None, None] * S, ratio[:, None] * applied
-        missing = change - applied
-        along = (missing * step).sum(1)
-        sizes = torch.linalg.vector_norm(missing, dim=1) * torch.linalg.vector_norm(step, dim=1)
-        usable = missing.isfinite().all(1) & (along.abs() > 1e-6 * sizes)
-        scale = torch.where(usable, 1 / along.where(usable, 1), 0)
-        missing = missing.where(usable[:, None], 0)
-        learned = S + scale[:, None, None] * missing[:, :, None] * missing[:, None, :]
-        self.point["curvature"] = new["curvature"] = learned
+        self.point["curvature"] = new["curvature"] = secant(ratio[:, None, None] * S, step, change)
 
 
-class _Products(_Problem):
+class _Products(_LeastSquares):
     """With products ``J^T J v`` only."""
 
     def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
@@ -467,15 +455,6 @@ class _Products(_Problem):
 
 _MOST_PRODUCTS = 64
 _LARGEST_DAMPING = 1e8
-
-
-def _solved(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Solutions (j, d) of symmetric systems, and where the matrix (j, d, d) is not positive definite (j,)."""
-    size = matrix.diagonal(dim1=1, dim2=2).abs().mean(1).clamp_min(torch.finfo(matrix.dtype).tiny)
-    # Directions that the generator does not see would make the matrix singular.
-    ridge = 1e-12 * size[:, None, None] * torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    factor, failed = torch.linalg.cholesky_ex(matrix + ridge)
-    return torch.cholesky_solve(vector[..., None], factor)[..., 0], failed > 0
 
 
 @contextmanager

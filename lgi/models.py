@@ -1,13 +1,13 @@
 """The convolutional VAE, its RBF precision network, the GAN, and the fused form that geometry uses.
 
-Nothing here trains and nothing here reads a disk; see :mod:`lgi.training` and :mod:`lgi.zoo`.
+Nothing here trains and nothing here reads a disk; see :mod:`lgi.training`, :mod:`lgi.recipes` and :mod:`lgi.zoo`.
 """
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -205,6 +205,53 @@ class Encoder(nn.Module):
         return mean, log_std.exp()
 
 
+class ImageGenerator(nn.Module):
+    """Deterministic generator of images (eq. 1); the same network as the mean of :class:`Decoder`.
+
+    Parameters
+    ----------
+    architecture
+        Its shape; see :class:`Architecture`.
+
+    Attributes
+    ----------
+    latent_dim, data_shape
+        What :class:`lgi.PullbackMetric` needs to know.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.latent_dim = architecture.latent_dim
+        self.data_shape = (1, 28, 28)
+        self.network = _image_network(architecture)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images (n, 1, 28, 28) in [0, 1] for latent points z (n, d)."""
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
+        return self.network(z)
+
+
+def gaussian_log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    r"""Log density of a diagonal Gaussian, summed over the data dimensions.
+
+    .. math:: \log p(x) = -\sum_j \tfrac12 \left(\frac{x_j - \mu_j}{\sigma_j}\right)^2 + \log\sigma_j
+       + \tfrac12\log 2\pi
+
+    Parameters
+    ----------
+    x, mean, std
+        Each (n, *data_shape).
+
+    Returns
+    -------
+    Tensor
+        (n,), in nats.
+    """
+    density = -0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+    return density.flatten(1).sum(1)
+
+
 class Decoder(nn.Module):
     r"""Gaussian p(x | z) = N(mean(z), diag std(z)^2) of a convolutional VAE; the stochastic generator of eq. 2.
 
@@ -239,6 +286,15 @@ class Decoder(nn.Module):
             raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
         return self.mean_net(z), self.std_net(z)
 
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log density log p(x | z) of data x (n, 1, 28, 28) at latent points z (n, d), shape (n,), in nats."""
+        return gaussian_log_likelihood(x, *self(z))
+
+
+# Likelihoods of a VAE by name. Each is the class of its decoder: a module made of an Architecture, with ``latent_dim``
+# and ``data_shape``, whose call is the generator that PullbackMetric takes, and with ``log_likelihood(x, z)``.
+DECODERS: dict[str, Callable[[Architecture], Any]] = {"gaussian": Decoder}
+
 
 class VAE(nn.Module):
     """Encoder and decoder of a variational autoencoder with prior N(0, I) (Kingma & Welling 2014).
@@ -247,48 +303,27 @@ class VAE(nn.Module):
     ----------
     architecture
         Its shape; see :class:`Architecture`.
+    likelihood
+        p(x | z), one of the names in ``DECODERS``.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, likelihood: str = "gaussian") -> None:
         super().__init__()
+        if likelihood not in DECODERS:
+            raise ValueError(f"likelihood must be one of {sorted(DECODERS)}, got {likelihood!r}")
         self.architecture = architecture
         self.encoder = Encoder(architecture)
-        self.decoder = Decoder(architecture)
+        self.decoder: Decoder = DECODERS[likelihood](architecture)
 
     @property
     def n_parameters(self) -> int:
-        """Number of parameters trained by gradient: encoder, decoder mean and the constant log std.
+        """Number of parameters trained by gradient, of encoder and decoder.
 
-        RBF weights are not counted: they are fitted afterwards in closed-form steps, equally many in both models.
+        RBF weights are not counted: they are fitted afterwards in closed-form steps, equally many in both models. The
+        constant log std is, also when they have taken its place.
         """
-        return sum(p.numel() for module in (self.encoder, self.decoder.mean_net) for p in module.parameters()) + 1
-
-
-class ImageGenerator(nn.Module):
-    """Deterministic generator of images (eq. 1); the same network as the mean of :class:`Decoder`.
-
-    Parameters
-    ----------
-    architecture
-        Its shape; see :class:`Architecture`.
-
-    Attributes
-    ----------
-    latent_dim, data_shape
-        What :class:`lgi.PullbackMetric` needs to know.
-    """
-
-    def __init__(self, architecture: Architecture) -> None:
-        super().__init__()
-        self.latent_dim = architecture.latent_dim
-        self.data_shape = (1, 28, 28)
-        self.network = _image_network(architecture)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Images (n, 1, 28, 28) in [0, 1] for latent points z (n, d)."""
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
-        return self.network(z)
+        replaced = isinstance(getattr(self.decoder, "std_net", None), RBFPrecision)
+        return sum(p.numel() for p in self.parameters()) + replaced
 
 
 class Discriminator(nn.Module):

@@ -79,14 +79,21 @@ def basis(knots: Tensor, t: Tensor, order: int = 0, *, dtype: torch.dtype = torc
     The paper's formula with both sides of a span closed sums to 2 on an inner knot; half open, the basis sums to 1
     everywhere. At an inner knot a discontinuous derivative takes its right-hand value, as in scipy.
     """
-    return _cached_basis(_knots_key(knots), _parameters_key(t), _checked_order(order), dtype, t.device)
+    if order < 0:
+        raise ValueError(f"expected the order of a derivative to be at least 0, got {order}")
+    return _cached_basis(_knots_key(knots), _parameters_key(t), order, dtype, t.device)
 
 
 def _knots_key(knots: Tensor) -> tuple[float, ...]:
     """Check a knot vector and return it as a hashable value."""
     if not isinstance(knots, Tensor) or knots.ndim != 1 or not knots.is_floating_point():
         raise ValueError(f"expected knots as a floating-point vector, got {_describe(knots)}")
-    key = tuple(knots.tolist())
+    return _checked_knots(tuple(knots.tolist()))
+
+
+# A solver asks for the same few knot vectors again and again.
+@lru_cache(maxsize=256)
+def _checked_knots(key: tuple[float, ...]) -> tuple[float, ...]:
     n_end = DEGREE + 1
     if len(key) < 2 * n_end:
         raise ValueError(f"expected at least {2 * n_end} knots (4 control points), got {len(key)}")
@@ -119,12 +126,6 @@ def _describe(x: object) -> str:
     if isinstance(x, Tensor):
         return f"{x.dtype} of shape {tuple(x.shape)}"
     return f"a {type(x).__name__}: use torch.as_tensor(..., dtype=torch.float32)"
-
-
-def _checked_order(order: int) -> int:
-    if order < 0:
-        raise ValueError(f"expected the order of a derivative to be at least 0, got {order}")
-    return order
 
 
 # A solver uses a handful of grids for each of some 20 knot vectors; 256 nodes x 20 control points take 40 kB an entry.
@@ -185,19 +186,12 @@ class CubicBSpline:
                 f"expected floating-point control points (..., n_control, d), got {_describe(control_points)}"
             )
         n_control = control_points.shape[-2]
-        if n_control < DEGREE + 1:
+        knots = uniform_knots(n_control) if knots is None else knots
+        if len(_knots_key(knots)) != n_control + DEGREE + 1:
             raise ValueError(
-                f"a cubic B-spline needs at least {DEGREE + 1} control points, got {n_control} "
-                f"in control_points of shape {tuple(control_points.shape)} = (..., n_control, d)"
+                f"expected {n_control + DEGREE + 1} knots for control_points (..., n_control, d) of shape "
+                f"{tuple(control_points.shape)}, got {len(knots)}"
             )
-        if knots is None:
-            knots = uniform_knots(n_control)
-        elif not isinstance(knots, Tensor) or knots.shape != (n_control + DEGREE + 1,):
-            raise ValueError(
-                f"expected knots of shape ({n_control + DEGREE + 1},) for control_points of shape "
-                f"{tuple(control_points.shape)}, got {_describe(knots)}"
-            )
-        _knots_key(knots)
         self.control_points = control_points
         self.knots = knots.detach().to("cpu", torch.float64, copy=True)
 
@@ -323,8 +317,6 @@ class CubicBSpline:
             u = float(T[j] + T[j + 1]) / 2
         if not 0 < u < 1:
             raise ValueError(f"expected a new knot inside ]0, 1[, got {u}")
-        if int(T.eq(u).sum()) >= DEGREE:
-            raise ValueError(f"{u} is already a knot of multiplicity {DEGREE}: once more would tear the curve")
         j = int(torch.searchsorted(T, u, right=True))
         width = T[DEGREE:] - T[:-DEGREE]
         # Control points left of those that u touches stay (a = 1), those right of them move one place up (a = 0).

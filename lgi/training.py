@@ -1,11 +1,9 @@
-"""Training loops as generators that yield one record a step, and the recipes of the shipped models."""
+"""Training loops as generators that yield one record a step; `lgi.recipes` has what is trained with them."""
 
-import argparse
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lgi import artifacts, datasets
-from lgi.features import LogisticRegression
-from lgi.inversion import invert
-from lgi.models import GAN, VAE, Architecture, ConstantStd, ImageGenerator, RBFPrecision, fuse, pick_device
-from lgi.progress import progress_bar
-from lgi.zoo import restore_logistic_regression
+from lgi import artifacts
+from lgi.models import GAN, VAE, ConstantStd, ImageGenerator, RBFPrecision
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
 RECIPE_VERSION = 1
@@ -70,23 +64,6 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that determines a trained VAE: data, architecture, training. Its hash keys the artefact."""
-
-    dataset: str = "mnist"
-    digits: tuple[int, ...] = datasets.DIGITS
-    architecture: Architecture = field(default_factory=Architecture)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-
-# hidden = 67 makes VAE1 16.05 times as large as VAE2; the paper asks for 16 and does not give the architectures.
-RECIPES: dict[str, Recipe] = {
-    "vae1": Recipe(architecture=Architecture(channels=(16, 32), hidden=67, normalisation="batch", activation="silu")),
-    "vae2": Recipe(architecture=Architecture(channels=(4, 8), hidden=16, normalisation="spectral", activation="gelu")),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
 class GANSettings:
     """How a GAN is trained; it is not in the paper, all defaults are ours.
 
@@ -120,21 +97,6 @@ class GANSettings:
             raise ValueError("expected learning_rate > 0, gradient_penalty >= 0 and 0 <= averaging < 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GANRecipe:
-    """Everything that determines a trained GAN: data, architecture, training. Its hash keys the artefact."""
-
-    dataset: str = "mnist"
-    digits: tuple[int, ...] = datasets.DIGITS
-    architecture: Architecture = field(default_factory=lambda: Architecture(normalisation="none"))
-    training: GANSettings = field(default_factory=GANSettings)
-
-
-# Beside RECIPES, which are the paper's two models. About as many parameters as VAE1 and as many latent dimensions, so
-# that pictures can be compared: two are enough for all four digits to be generated equally often.
-GAN_RECIPES: dict[str, GANRecipe] = {"gan": GANRecipe()}
-
-
 @dataclass(frozen=True)
 class ElboTerms:
     """The two terms of the evidence lower bound, each (n,), in nats per image."""
@@ -154,26 +116,6 @@ class ElboTerms:
             f"{prefix}log_likelihood": self.log_likelihood.mean().item(),
             f"{prefix}kl": self.kl.mean().item(),
         }
-
-
-def gaussian_log_likelihood(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    r"""Log density of a diagonal Gaussian, summed over the data dimensions.
-
-    .. math:: \log p(x) = -\sum_j \tfrac12 \left(\frac{x_j - \mu_j}{\sigma_j}\right)^2 + \log\sigma_j
-       + \tfrac12\log 2\pi
-
-    Parameters
-    ----------
-    x, mean, std
-        Each (n, *data_shape).
-
-    Returns
-    -------
-    Tensor
-        (n,), in nats.
-    """
-    density = -0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-    return density.flatten(1).sum(1)
 
 
 def kl_to_prior(mean: Tensor, std: Tensor) -> Tensor:
@@ -202,7 +144,7 @@ def elbo_terms(vae: Any, x: Tensor, noise: Tensor) -> ElboTerms:
     Parameters
     ----------
     vae
-        Anything with ``encoder(x)`` and ``decoder(z)`` that return (mean, std).
+        Anything with ``encoder(x)`` that returns (mean, std) and ``decoder.log_likelihood(x, z)``, (n,).
     x
         Data (n, *data_shape).
     noise
@@ -216,7 +158,7 @@ def elbo_terms(vae: Any, x: Tensor, noise: Tensor) -> ElboTerms:
     mean, std = vae.encoder(x)
     if noise.ndim != 3 or noise.shape[1:] != mean.shape:
         raise ValueError(f"expected noise of shape (n_samples, {mean.shape[0]}, {mean.shape[1]}), got {noise.shape}")
-    likelihoods = [gaussian_log_likelihood(x, *vae.decoder(mean + std * draw)) for draw in noise]
+    likelihoods = [vae.decoder.log_likelihood(x, mean + std * draw) for draw in noise]
     return ElboTerms(torch.stack(likelihoods).mean(0), kl_to_prior(mean, std).sum(1))
 
 
@@ -240,7 +182,7 @@ def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1, seed: int = 0, bat
     if vae.training:
         raise ValueError("the model is in train mode: batch statistics would leak into the ELBO; call vae.eval() first")
     device = _device_of(vae)
-    noise = torch.randn(n_samples, len(images), vae.decoder.latent_dim, generator=_stream(seed))
+    noise = torch.randn(n_samples, len(images), vae.decoder.latent_dim, generator=stream_of(seed))
     parts = [
         elbo_terms(vae, images[i : i + batch_size].to(device), noise[:, i : i + batch_size].to(device))
         for i in range(0, len(images), batch_size)
@@ -251,7 +193,7 @@ def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1, seed: int = 0, bat
 def train_vae(
     vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings, *, checkpoint: Path | None = None
 ) -> Iterator[dict[str, float]]:
-    """Train a VAE with one constant standard deviation, in place; yields a record an epoch.
+    """Train a VAE, a Gaussian one with one constant standard deviation, in place; yields a record an epoch.
 
     Parameters
     ----------
@@ -270,15 +212,15 @@ def train_vae(
     ------
     dict
         epoch (from 1), seconds, train_elbo, train_log_likelihood, train_kl (running means), elbo, log_likelihood, kl
-        (held-out, one draw an image, nats per image), std (the constant one, data units).
+        (held-out, one draw an image, nats per image), of a Gaussian std (the constant one, data units).
 
     Raises
     ------
     lgi.artifacts.ArtifactError
         If the checkpoint is damaged or of other settings.
     """
-    device, std_net = _device_of(vae), vae.decoder.std_net
-    if not isinstance(std_net, ConstantStd):
+    device, std_net = _device_of(vae), getattr(vae.decoder, "std_net", None)
+    if isinstance(std_net, RBFPrecision):
         raise ValueError("the decoder already has an RBF precision network; train a fresh VAE, then fit the network")
     optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
@@ -290,7 +232,7 @@ def train_vae(
     for epoch in range(len(history), settings.epochs):
         start = time.perf_counter()
         vae.train()
-        stream = _stream(settings.seed, epoch)
+        stream = stream_of(settings.seed, epoch)
         sums = {"elbo": 0.0, "log_likelihood": 0.0, "kl": 0.0}
         for step, batch in enumerate(torch.randperm(len(train), generator=stream).split(settings.batch_size)):
             progress = (epoch + step / n_batches) / settings.epochs
@@ -305,7 +247,9 @@ def train_vae(
         vae.eval()
         record = {"epoch": float(epoch + 1), "seconds": time.perf_counter() - start}
         record |= {f"train_{name}": value for name, value in sums.items()}
-        record |= evaluate(vae, held_out).means() | {"std": std_net.log_std.exp().item()}
+        record |= evaluate(vae, held_out).means()
+        if isinstance(std_net, ConstantStd):
+            record["std"] = std_net.log_std.exp().item()
         if not math.isfinite(record["train_elbo"]):
             raise FloatingPointError(f"training diverged in epoch {epoch + 1}; lower learning_rate ({settings})")
         history.append(record)
@@ -355,7 +299,7 @@ def fit_rbf_precision(
     if vae.training:
         raise ValueError("the model is in train mode; call vae.eval() first")
     device, decoder = _device_of(vae), vae.decoder
-    noise = torch.randn(len(train), decoder.latent_dim, generator=_stream(settings.seed, -1))
+    noise = torch.randn(len(train), decoder.latent_dim, generator=stream_of(settings.seed, -1))
     codes, targets = [], []
     for batch, draw in zip(train.split(500), noise.split(500), strict=True):
         mean, std = vae.encoder(batch.to(device))
@@ -436,7 +380,7 @@ def train_gan(
     for epoch in range(len(history), settings.epochs):
         start = time.perf_counter()
         gan.train()
-        stream = _stream(settings.seed, epoch)
+        stream = stream_of(settings.seed, epoch)
         sums = {"discriminator_loss": 0.0, "generator_loss": 0.0}
         squared_norms = []
         for step, batch in enumerate(torch.randperm(len(train), generator=stream).split(settings.batch_size)):
@@ -512,7 +456,7 @@ def distance_to_generated(generator: ImageGenerator, images: Tensor, *, n_sample
         (n,), root mean square of pixels.
     """
     device = _device_of(generator)
-    z = torch.randn(n_samples, generator.latent_dim, generator=_stream(seed)).to(device)
+    z = torch.randn(n_samples, generator.latent_dim, generator=stream_of(seed)).to(device)
     nearest = torch.full((len(images),), torch.inf, device=device)
     for part in z.split(500):
         distance = torch.cdist(images.to(device).flatten(1), generator(part).flatten(1))
@@ -565,204 +509,8 @@ def place_centres(codes: Tensor, n_centres: int, bandwidth_factor: float, seed: 
     return centres.to(codes), bandwidths.to(codes)
 
 
-def train_or_load(
-    name: str,
-    recipe: Recipe | GANRecipe | None = None,
-    *,
-    retrain: bool = False,
-    device: str = "auto",
-    download: bool = False,
-    on_record: Callable[[str, int, int, Mapping[str, float]], None] | None = None,
-) -> artifacts.Artifact:
-    """Trained VAE or GAN of a recipe: read where it is recorded, trained where it is not.
-
-    Parameters
-    ----------
-    name
-        Of the artefact; "vae1", "vae2" and "gan" are shipped.
-    recipe
-        Settings; by default those of the shipped model of this name. Any change makes it another artefact.
-    retrain
-        Train even if the result is on disk.
-    device
-        Where to train.
-    download
-        Whether MNIST may be downloaded.
-    on_record
-        Called with (phase, step, number of steps, record) at each step; phase is "vae", "rbf" or "gan".
-
-    Returns
-    -------
-    lgi.artifacts.Artifact
-        Tensors ``model.*``, ``codes.z``, ``codes.std``, ``codes.label``, ``codes.index``; record
-        ``n_parameters``, ``history``, ``evaluation`` and, of a VAE, ``rbf_history``. The codes of a GAN are found by
-        inversion of the test images. See :func:`lgi.zoo.restore_vae` and :func:`lgi.zoo.restore_gan`.
-    """
-    recipe = _recipe(name, recipe)
-
-    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if isinstance(recipe, GANRecipe):
-            return _train_gan(name, recipe, pick_device(device), download, on_record)
-        return _train(name, recipe, pick_device(device), download, on_record)
-
-    artifact = artifacts.load_or_compute(
-        name, dataclasses.asdict(recipe), compute, version=RECIPE_VERSION, folder="models", recompute=retrain
-    )
-    if artifact.source == "computed":
-        # Not before: until the result is on disk, the checkpoint is all that a full disk or a kill leaves.
-        artifacts.remove(_checkpoint_of(name, recipe))
-    return artifact
-
-
-def fit_or_load_logistic_regression(
-    *,
-    dataset: str = "mnist",
-    digits: tuple[int, ...] = datasets.DIGITS,
-    inverse_penalty: float = 1.0,
-    refit: bool = False,
-    download: bool = False,
-) -> artifacts.Artifact:
-    """Logistic regression on the training images, by scikit-learn: read where it is recorded, fitted where not.
-
-    Parameters
-    ----------
-    dataset, digits
-        Training data.
-    inverse_penalty
-        C of scikit-learn (its default).
-    refit
-        Fit even if the result is on disk.
-    download
-        Whether MNIST may be downloaded.
-
-    Returns
-    -------
-    lgi.artifacts.Artifact
-        Tensors ``weight``, ``bias``, ``classes``; record ``train_accuracy``, ``test_accuracy`` (fractions).
-        :func:`lgi.zoo.restore_logistic_regression` makes the module of it.
-    """
-    settings = {"dataset": dataset, "digits": digits, "inverse_penalty": inverse_penalty}
-
-    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        train = datasets.load(dataset, "train", digits=digits, download=download)
-        test = datasets.load(dataset, "test", digits=digits, download=download)
-        model = LogisticRegression.fit_images(train.images, train.label, C=inverse_penalty)
-        accuracy = {
-            "train_accuracy": model.accuracy(train.images, train.label),
-            "test_accuracy": model.accuracy(test.images, test.label),
-        }
-        return dict(model.state_dict()), accuracy
-
-    return artifacts.load_or_compute(
-        "logistic_regression", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
-    )
-
-
-def _recipe(name: str, recipe: Recipe | GANRecipe | None) -> Recipe | GANRecipe:
-    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
-    if recipe is None and name not in recipes:
-        raise ValueError(f"there is no recipe named {name!r}; give one, or a name among {sorted(recipes)}")
-    return recipes[name] if recipe is None else recipe
-
-
-def _checkpoint_of(name: str, recipe: Recipe | GANRecipe) -> Path:
-    key = artifacts.settings_hash(name, dataclasses.asdict(recipe), RECIPE_VERSION)
-    return artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
-
-
-def _train(
-    name: str,
-    recipe: Recipe,
-    device: torch.device,
-    download: bool,
-    on_record: Callable[[str, int, int, Mapping[str, float]], None] | None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Both phases, the evaluation on test data, and the codes: what :func:`train_or_load` records."""
-    train, validation, test = (
-        datasets.load(recipe.dataset, split, digits=recipe.digits, download=download)
-        for split in ("train", "validation", "test")
-    )
-    settings = recipe.training
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        vae = VAE(recipe.architecture).to(device)
-    checkpoint = _checkpoint_of(name, recipe)
-    history, rbf_history = [], []
-    for record in train_vae(vae, train.images, validation.images, settings, checkpoint=checkpoint):
-        history.append(record)
-        if on_record is not None:
-            on_record("vae", len(history), settings.epochs, record)
-    evaluation = evaluate(vae, test.images, n_samples=10).means("constant_")
-    vae.decoder.std_net = _pixelwise_std(vae, train.images, settings)
-    evaluation |= evaluate(vae, test.images, n_samples=10).means("pixelwise_")
-    for record in fit_rbf_precision(vae, train.images, validation.images, settings):
-        rbf_history.append(record)
-        if on_record is not None:
-            on_record("rbf", len(rbf_history), settings.n_rbf_steps, record)
-    evaluation |= evaluate(vae, test.images, n_samples=10).means("rbf_")
-    with torch.no_grad():
-        z, std = vae.encoder(test.images.to(device))
-    tensors = {f"model.{key}": value for key, value in vae.state_dict().items()}
-    tensors |= {"codes.z": z, "codes.std": std, "codes.label": test.label, "codes.index": test.index}
-    spread = {"code_variance": z.var(0).tolist(), "kl_per_dimension": kl_to_prior(z, std).mean(0).tolist()}
-    return tensors, {
-        "n_parameters": vae.n_parameters,
-        "evaluation": evaluation | spread,
-        "history": history,
-        "rbf_history": rbf_history,
-    }
-
-
-def _train_gan(
-    name: str,
-    recipe: GANRecipe,
-    device: torch.device,
-    download: bool,
-    on_record: Callable[[str, int, int, Mapping[str, float]], None] | None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Training, what is generated, and the codes of test images: what :func:`train_or_load` records."""
-    train, validation, test = (
-        datasets.load(recipe.dataset, split, digits=recipe.digits, download=download)
-        for split in ("train", "validation", "test")
-    )
-    settings = recipe.training
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        gan = GAN(recipe.architecture).to(device)
-    checkpoint = _checkpoint_of(name, recipe)
-    history = []
-    for record in train_gan(gan, train.images, validation.images, settings, checkpoint=checkpoint):
-        history.append(record)
-        if on_record is not None:
-            on_record("gan", len(history), settings.epochs, record)
-    generator = fuse(gan.generator)
-    codes = invert(generator, test.images.to(device), progress=False)
-    noise = torch.randn(4000, generator.latent_dim, generator=_stream(settings.seed, -1))
-    generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
-    classifier = restore_logistic_regression(
-        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits, download=download)
-    )
-    probability = classifier(generated)
-    share = torch.bincount(probability.argmax(1), minlength=len(recipe.digits)).double() / len(generated)
-    tensors = {f"model.{key}": value for key, value in gan.state_dict().items()}
-    # An inversion is a point: it has no standard deviation.
-    tensors |= {"codes.z": codes.z, "codes.std": torch.zeros_like(codes.z)}
-    tensors |= {"codes.label": test.label, "codes.index": test.index, "codes.residual": codes.residual}
-    return tensors, {
-        "n_parameters": gan.n_parameters,
-        "evaluation": {
-            "digit_share": dict(zip(map(str, classifier.classes.tolist()), share.tolist(), strict=True)),
-            "classifier_confidence": probability.amax(1).mean().item(),
-            "distance": distance_to_generated(generator, test.images).mean().item(),
-            "inversion_residual": codes.residual.mean().item(),
-            "inversion_converged": codes.converged.float().mean().item(),
-        },
-        "history": history,
-    }
-
-
 @torch.no_grad()
-def _pixelwise_std(vae: VAE, images: Tensor, settings: TrainingSettings) -> RBFPrecision:
+def pixelwise_std(vae: VAE, images: Tensor, settings: TrainingSettings) -> RBFPrecision:
     """Best constant std of each dithered pixel: what the RBF network must beat, beyond knowing the black frame."""
     parts = [vae.decoder.mean_net(vae.encoder(x)[0]) - x for x in images.to(_device_of(vae)).split(500)]
     precision = 1 / (torch.cat(parts).square().mean(0) + settings.dither_std**2).flatten()
@@ -813,57 +561,7 @@ def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _stream(*key: int) -> torch.Generator:
+def stream_of(*key: int) -> torch.Generator:
     """Generator on the CPU whose draws depend on the key alone, whatever was drawn before and wherever it is used."""
     entropy = [k & 0xFFFFFFFF for k in key]
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-
-
-def main() -> None:
-    """Train shipped models with their recipes and write them to data/models: what ``make models`` runs, for all."""
-    parser = argparse.ArgumentParser(prog="python -m lgi.training", description=main.__doc__)
-    names = ["logistic_regression", *RECIPES, *GAN_RECIPES]
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which of {', '.join(names)}; by default all")
-    chosen = parser.parse_args().names
-    if unknown := set(chosen) - set(names):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    command = f"python -m lgi.training {' '.join(chosen)}" if chosen else "make models"
-    try:
-        _renew_shipped(chosen or names, command)
-    except (artifacts.ArtifactError, datasets.DatasetError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(
-            130,
-            "\ninterrupted: the same command goes on from the last whole epoch, models before it are trained anew\n",
-        )
-
-
-def _renew_shipped(names: Sequence[str], command: str) -> None:
-    folder = artifacts.data_folder() / "models"
-    artifacts.check_writable(folder, "The trained models are written there: make it writable")
-    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
-    trained = {}
-    for name in names:
-        if name == "logistic_regression":
-            trained[name] = fit_or_load_logistic_regression(refit=True)
-            continue
-        settings = recipes[name].training
-        total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
-        with progress_bar(total, desc=name) as advance:
-            trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, advance=advance: advance(1))
-    for name, artifact in trained.items():
-        seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
-        artifacts.save(
-            folder / name,
-            artifact.tensors,
-            artifact.record,
-            name=name,
-            settings=artifact.settings,
-            version=RECIPE_VERSION,
-            provenance=artifacts.provenance(seed=seed, command=command),
-        )
-
-
-if __name__ == "__main__":
-    main()

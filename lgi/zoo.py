@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lgi import artifacts
 from lgi.features import ClassifierOutput, LogisticRegression
-from lgi.models import GAN, VAE, Architecture, ConstantStd, RBFPrecision, fuse, pick_device
+from lgi.models import GAN, VAE, Architecture, ConstantStd, Decoder, RBFPrecision, fuse, pick_device
 
 VAES = ("vae1", "vae2")
 CODES = (*VAES, "gan")
@@ -128,7 +128,7 @@ def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
 
 
 def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"] = "rbf", fused: bool = True) -> VAE:
-    """VAE of a recorded training (:func:`lgi.training.train_or_load`), on the CPU, in eval mode.
+    """VAE of a recorded training (:func:`lgi.recipes.train_or_load`), on the CPU, in eval mode.
 
     Parameters
     ----------
@@ -146,18 +146,22 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"]
     """
     if std not in ("rbf", "constant"):
         raise ValueError(f'std must be "rbf" or "constant", got {std!r}')
-    vae, state = VAE(_architecture(artifact)), _state(artifact)
-    rbf = {k: state[f"decoder.std_net.{k}"] for k in ("centres", "bandwidths", "weight")}
-    floor = float(state["decoder.std_net.floor"])
-    vae.decoder.std_net = RBFPrecision(**rbf, floor=floor, data_shape=vae.decoder.data_shape)
+    with torch.random.fork_rng(devices=[]):  # for initial weights, which are not kept
+        vae = VAE(_architecture(artifact), artifact.settings.get("likelihood", "gaussian"))
+    state = _state(artifact)
+    gaussian = isinstance(vae.decoder, Decoder)  # only it has a standard deviation
+    if gaussian:
+        rbf = {k: state[f"decoder.std_net.{k}"] for k in ("centres", "bandwidths", "weight")}
+        floor = float(state["decoder.std_net.floor"])
+        vae.decoder.std_net = RBFPrecision(**rbf, floor=floor, data_shape=vae.decoder.data_shape)
     vae.load_state_dict(state)
-    if std == "constant":
+    if gaussian and std == "constant":
         vae.decoder.std_net = ConstantStd(vae.decoder.data_shape, artifact.record["history"][-1]["std"])
     return fuse(vae) if fused else vae.eval()
 
 
 def restore_gan(artifact: artifacts.Artifact, *, fused: bool = True) -> GAN:
-    """GAN of a recorded training (:func:`lgi.training.train_or_load`), on the CPU, in eval mode.
+    """GAN of a recorded training (:func:`lgi.recipes.train_or_load`), on the CPU, in eval mode.
 
     Parameters
     ----------
@@ -171,7 +175,8 @@ def restore_gan(artifact: artifacts.Artifact, *, fused: bool = True) -> GAN:
     GAN
         The model; ``gan.generator`` is deterministic.
     """
-    gan = GAN(_architecture(artifact))
+    with torch.random.fork_rng(devices=[]):  # as in restore_vae
+        gan = GAN(_architecture(artifact))
     gan.load_state_dict(_state(artifact))
     return fuse(gan) if fused else gan.eval()
 
@@ -185,7 +190,7 @@ def restore_codes(artifact: artifacts.Artifact, device: str | torch.device = "cp
 def restore_logistic_regression(
     artifact: artifacts.Artifact, *, output: ClassifierOutput = "probabilities"
 ) -> LogisticRegression:
-    """Module of a recorded fit (:func:`lgi.training.fit_or_load_logistic_regression`), on the CPU."""
+    """Module of a recorded fit (:func:`lgi.recipes.fit_or_load_logistic_regression`), on the CPU."""
     return LogisticRegression(**{key: artifact.tensors[key] for key in ("weight", "bias", "classes")}, output=output)
 
 

@@ -24,15 +24,10 @@ LAYERS = [
     {"features", "models", "datasets", "zoo"},
     {"solver"},
     {"studies", "inversion"},
-    {"algorithm1", "comparison"},
-    {"training"},
+    {"directions", "algorithm1", "comparison"},
+    {"training", "recipes"},
     {"plots"},
 ]
-# DELETE AT THE MERGE: the names of before issue 13, in the lines of the rooms that replace them.
-LAYERS[5] |= {"geodesic", "geodesic_ode"}
-LAYERS[6] |= {"study"}
-LAYERS[7] |= {"improvement"}
-# end of what to delete
 
 # All that these may import beside the standard library: the paper is plain torch, and plots draw arrays of any origin.
 ONLY = {"paper": {"torch", "lgi.spline"}, "plots": {"torch", "numpy", "matplotlib", "seaborn"}}
@@ -47,11 +42,6 @@ CONTRACT = {
     "comparison": ["compare_models"],
     "inversion": ["invert"],
     "studies": ["load_study", "merge_studies"],
-    # DELETE AT THE MERGE, with the names above
-    "geodesic": ["shorten", "SolverSettings"],
-    "improvement": ["worst_case_improvement", "compare_models"],
-    "study": ["load_study", "merge_studies"],
-    # end of what to delete
 }
 
 HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}

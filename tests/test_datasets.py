@@ -60,47 +60,39 @@ def file_names(folder):
 
 
 def test_pixels_labels_and_indices_belong_together(synthetic):
-    data = datasets.mnist("test", digits=(7, 2))
+    data = datasets.load("mnist", "test", digits=(7, 2))
     assert data.label.tolist() == [2, 7] * 4
     assert data.index.tolist() == [2, 7, 12, 17, 22, 27, 32, 37]
     assert data.images.shape == (8, 1, 28, 28)
     assert (data.images.dtype, data.label.dtype, data.index.dtype) == (torch.float32, torch.int64, torch.int64)
     assert torch.equal(data.images[:, 0, 0, 0], data.index.float() / 255)
     assert torch.equal(data.images[:, 0, 27, 26], torch.ones(8))
-    assert (data.name, data.split, data.value_range, len(data)) == ("mnist", "test", (0.0, 1.0), 8)
-
-
-def test_range_is_minus_one_to_one_when_asked(synthetic):
-    zero, one = (datasets.mnist("test", value_range=r) for r in ((0, 1), [-1, 1]))
-    torch.testing.assert_close(one.images, 2 * zero.images - 1)
-    assert (one.images.min(), one.images.max()) == (-1, 1)
-    assert one.value_range == (-1.0, 1.0)
+    assert len(data) == 8
 
 
 def test_splits_partition_the_training_set_whatever_the_digits(synthetic):
-    train, validation = (datasets.mnist(s, digits=range(10)).index for s in ("train", "validation"))
+    train, validation = (datasets.load("mnist", s, digits=range(10)).index for s in ("train", "validation"))
     assert len(validation) == 5000
     assert torch.cat([train, validation]).sort().values.tolist() == list(range(N_TRAIN))
     for split, index in (("train", train), ("validation", validation)):
-        assert datasets.mnist(split, digits=(2, 4)).index.tolist() == [i for i in index.tolist() if i % 10 in (2, 4)]
+        assert datasets.load("mnist", split, digits=(2, 4)).index.tolist() == [
+            i for i in index.tolist() if i % 10 in (2, 4)
+        ]
 
 
 def test_result_is_the_callers_own(synthetic):
-    first = datasets.mnist("test")
+    first = datasets.load("mnist", "test")
     for tensor in (first.images, first.label, first.index):
         tensor.zero_()
-    second = datasets.mnist("test")
+    second = datasets.load("mnist", "test")
     assert second.images.max() == 1
     assert second.label[0] == second.index[0] == 2
 
 
-def test_root_wins_over_the_search_order(synthetic, tmp_path):
+def test_the_first_folder_that_has_it(synthetic, tmp_path):
     assert datasets.find_mnist() == synthetic
-    assert datasets.find_mnist(tmp_path / "first") is None
     write(tmp_path / "first", raw_files())
     assert datasets.find_mnist() == tmp_path / "first"
-    assert datasets.find_mnist(synthetic) == synthetic
-    assert len(datasets.mnist("test", root=str(synthetic))) == 16
 
 
 def test_decoded_once_a_process_and_again_after_a_change(synthetic, monkeypatch):
@@ -108,12 +100,12 @@ def test_decoded_once_a_process_and_again_after_a_change(synthetic, monkeypatch)
     check = datasets._check_md5
     monkeypatch.setattr(datasets, "_check_md5", lambda file, remedy: (calls.append(file.name), check(file, remedy)))
     for _ in range(2):
-        datasets.mnist("train")
+        datasets.load("mnist", "train")
     assert sorted(calls) == sorted(datasets._MNIST_MD5)
     file = synthetic / "MNIST" / "raw" / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DatasetError, match="train-images-idx3-ubyte is damaged"):
-        datasets.mnist("train")
+        datasets.load("mnist", "train")
 
 
 @pytest.mark.parametrize("name", list(raw_files()))
@@ -124,7 +116,7 @@ def test_corruption_names_file_and_both_checksums(name, synthetic):
     file.write_bytes(content)
     got = hashlib.md5(content).hexdigest()
     with pytest.raises(DatasetError) as raised:
-        datasets.mnist("test")
+        datasets.load("mnist", "test")
     for part in (str(file), f"expected md5 {datasets._MNIST_MD5[name]}", f"got {got}", "Delete it", "download=True"):
         assert part in str(raised.value)
 
@@ -135,7 +127,7 @@ def test_nothing_of_an_old_torchvision_is_read(synthetic):
     processed.mkdir()
     for name in ("training.pt", "test.pt"):
         torch.save((torch.full((10, 28, 28), 9, dtype=torch.uint8), torch.full((10,), 2)), processed / name)
-    assert datasets.mnist("test").index[-1] == 37
+    assert datasets.load("mnist", "test").index[-1] == 37
 
 
 @pytest.mark.parametrize("missing", list(raw_files()))
@@ -143,7 +135,7 @@ def test_mnist_nowhere_says_where_it_looked_and_what_to_do(missing, synthetic):
     (synthetic / "MNIST" / "raw" / missing).unlink()
     assert not datasets.has_mnist()
     with pytest.raises(DatasetError) as raised:
-        datasets.mnist("test")
+        datasets.load("mnist", "test")
     message = str(raised.value)
     for part in (str(synthetic / "MNIST" / "raw" / missing), "LGI_DATA", "download=True", "optdigits"):
         assert part in message
@@ -194,25 +186,20 @@ def mirror(synthetic, tmp_path, monkeypatch):
 def test_download_goes_into_the_last_folder(mirror, synthetic):
     assert len(datasets.load("mnist", "test", download=True)) == 16
     assert file_names(synthetic) == sorted(f"MNIST/raw/{name}" for name in raw_files())
-    assert len(datasets.mnist("test")) == 16
+    assert len(datasets.load("mnist", "test")) == 16
 
 
 def test_download_completes_what_is_there_in_part(mirror, synthetic):
     name = "t10k-labels-idx1-ubyte"
     write(synthetic, {name: raw_files()[name]})
-    assert len(datasets.mnist("test", download=True)) == 16
-
-
-def test_download_into_root(mirror, synthetic, tmp_path):
-    assert len(datasets.mnist("test", download=True, root=tmp_path / "own")) == 16
-    assert file_names(synthetic) == []
+    assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
 def test_download_is_not_tried_where_mnist_is(synthetic, monkeypatch):
     from torchvision.datasets import MNIST
 
     monkeypatch.setattr(MNIST, "mirrors", [])
-    assert len(datasets.mnist("test", download=True)) == 16
+    assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), URLError("no network"), OSError(28, "No space left")])
@@ -229,7 +216,7 @@ def test_an_interrupted_download_leaves_nothing(failure, mirror, synthetic, monk
 
     monkeypatch.setattr(torchvision_mnist, "download_and_extract_archive", fetch_and_fail)
     with pytest.raises((KeyboardInterrupt, DatasetError)) as raised:
-        datasets.mnist("test", download=True)
+        datasets.load("mnist", "test", download=True)
     assert len(calls) == 3
     assert file_names(synthetic) == []
     if raised.type is DatasetError:
@@ -240,16 +227,16 @@ def test_an_interrupted_download_leaves_nothing(failure, mirror, synthetic, monk
 def test_a_connection_that_breaks_off_leaves_nothing(mirror, synthetic):
     mirror.add("train-images-idx3-ubyte.gz")
     with pytest.raises(DatasetError, match="could not be downloaded"):
-        datasets.mnist("test", download=True)
+        datasets.load("mnist", "test", download=True)
     assert file_names(synthetic) == []
     mirror.clear()
-    assert len(datasets.mnist("test", download=True)) == 16
+    assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
 def test_a_download_of_something_else_is_refused(mirror, synthetic, monkeypatch):
     monkeypatch.setitem(datasets._MNIST_MD5, "t10k-images-idx3-ubyte", "0" * 32)
     with pytest.raises(DatasetError, match="t10k-images-idx3-ubyte is damaged"):
-        datasets.mnist("test", download=True)
+        datasets.load("mnist", "test", download=True)
     assert file_names(synthetic) == []
 
 
@@ -277,7 +264,7 @@ def test_real_mnist_equals_torchvisions(mnist_folder):
     from torchvision.datasets import MNIST
 
     official = MNIST(mnist_folder, train=True)
-    data = datasets.mnist("validation")
+    data = datasets.load("mnist", "validation")
     assert set(data.label.tolist()) == {2, 4, 5, 7}
     assert torch.equal(official.targets[data.index], data.label)
     torch.testing.assert_close(data.images[:, 0], official.data[data.index] / 255)
@@ -289,7 +276,7 @@ def test_real_mnist_equals_torchvisions(mnist_folder):
 
 
 def test_optdigits_is_split_fixed_and_stratified():
-    parts = {split: datasets.optdigits(split, digits=range(10)) for split in ("train", "validation", "test")}
+    parts = {split: datasets.load("optdigits", split, digits=range(10)) for split in ("train", "validation", "test")}
     assert {split: len(data) for split, data in parts.items()} == {"train": 1257, "validation": 180, "test": 360}
     index = torch.cat([data.index for data in parts.values()])
     assert index.sort().values.tolist() == list(range(1797))
@@ -305,26 +292,26 @@ def test_optdigits_is_the_source_resized():
     from sklearn.datasets import load_digits
 
     source = load_digits()
-    data = datasets.load("optdigits", "test", value_range=(-1, 1), download=True)
+    data = datasets.load("optdigits", "test", download=True)
     assert set(data.label.tolist()) == {2, 4, 5, 7}
     assert data.label.tolist() == source.target[data.index].tolist()
     assert data.images.shape == (len(data), 1, 28, 28)
     assert data.images.dtype == torch.float32
-    assert data.images.min() >= -1
+    assert data.images.min() >= 0
     assert data.images.max() <= 1
     # By hand: pixel 5 of 28 lies at (5 + 1/2) 8/28 - 1/2 = 15/14 of 8, so between 1 and 2 with weights 13/14, 1/14.
     weights = torch.zeros(8, dtype=torch.float64)
     weights[1], weights[2] = 13 / 14, 1 / 14
-    original = torch.from_numpy(source.images[data.index]) / 8 - 1
+    original = torch.from_numpy(source.images[data.index]) / 16
     expected = torch.einsum("i,nij,j->n", weights, original, weights)
     torch.testing.assert_close(data.images[:, 0, 5, 5].double(), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(data.images[:, 0, 0, 0].double(), original[:, 0, 0], atol=1e-6, rtol=0)
 
 
 def test_optdigits_is_the_callers_own():
-    datasets.optdigits("test").images.fill_(3)
-    datasets.optdigits("test").label.fill_(3)
-    data = datasets.optdigits("test")
+    datasets.load("optdigits", "test").images.fill_(3)
+    datasets.load("optdigits", "test").label.fill_(3)
+    data = datasets.load("optdigits", "test")
     assert data.images.max() <= 1
     assert 3 not in data.label
 
@@ -342,8 +329,6 @@ def test_optdigits_is_the_callers_own():
         ({"digits": (10,)}, "digits: expected"),
         ({"digits": "24"}, "digits: expected"),
         ({"digits": 2}, "digits: expected"),
-        ({"value_range": (1, 0)}, r"value_range: expected \(0, 1\) or \(-1, 1\), got \(1, 0\)"),
-        ({"value_range": 1}, "value_range: expected"),
     ],
 )
 def test_wrong_requests_are_named(name, request_, message, synthetic):
@@ -352,7 +337,7 @@ def test_wrong_requests_are_named(name, request_, message, synthetic):
 
 
 def test_unknown_data_set():
-    with pytest.raises(DatasetError, match="expected 'mnist' or 'optdigits', got 'cifar'"):
+    with pytest.raises(DatasetError, match="expected one of mnist, optdigits, got 'cifar'"):
         datasets.load("cifar", "test")
 
 

@@ -36,7 +36,6 @@ def names():
     """What the notebook defines up to the cell that starts the widgets, with a coarse field."""
     found = {}
     with mpl.rc_context(), pytest.MonkeyPatch.context() as patch:
-        mpl.use("Agg")
         patch.setattr(plt, "show", lambda: None)
         for source in SOURCES[:DECISION]:
             exec(compile(source, "07_explore.ipynb", "exec"), found)
@@ -256,10 +255,17 @@ def test_widgets_offer_what_the_parameters_name(names):
     assert [button.description for button in buttons] == ["random pair", "reset"]
 
 
+@pytest.fixture
+def ipympl():
+    """Imported: with that it makes itself the backend of Matplotlib, for all that is drawn afterwards."""
+    before = mpl.get_backend()
+    yield pytest.importorskip("ipympl", reason="ipympl is not installed (extra: interactive)")
+    plt.switch_backend(before)
+
+
 # ipympl's own, of its toolbar.
 @pytest.mark.filterwarnings("ignore:Passing unrecognized arguments:DeprecationWarning")
-def test_widgets_act_on_the_figure(names, monkeypatch):
-    pytest.importorskip("ipympl", reason="ipympl is not installed (extra: interactive)")
+def test_widgets_act_on_the_figure(names, ipympl, monkeypatch):
     shown = []
     monkeypatch.setitem(names, "display", shown.append)
     names["explore"]()
@@ -350,12 +356,14 @@ def lab(tmp_path_factory):
     with log, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as server:
         try:
             address = f"http://127.0.0.1:{port}"
-            for _ in range(240):
+            deadline = time.monotonic() + 300
+            while True:
                 assert server.poll() is None, (tmp_path / "log").read_text()
                 try:
-                    urllib.request.urlopen(f"{address}/api?token=explore", timeout=5).close()
+                    urllib.request.urlopen(f"{address}/api?token=explore", timeout=300).close()
                     break
                 except OSError:
+                    assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                     time.sleep(0.5)
             yield f"{address}/lab/tree/{NOTEBOOK.name}?token=explore"
         finally:

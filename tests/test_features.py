@@ -63,7 +63,7 @@ class TestLogisticRegression:
     def test_two_classes_equal_sklearn(self, digits):
         images, labels = digits[0], (digits[1] > 4).long()
         oracle = SklearnLogisticRegression(max_iter=1000).fit(images.flatten(1).numpy(), labels.numpy())
-        model = LogisticRegression.from_sklearn(oracle, dtype=float64)
+        model = LogisticRegression.fit_images(images, labels)
         expected = torch.from_numpy(oracle.predict_proba(images.flatten(1).numpy()))
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-12)
 

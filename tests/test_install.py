@@ -53,9 +53,9 @@ def test_wheel_holds_the_package_the_models_and_nothing_else(wheel):
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         headers = HeaderParser().parsestr(content.read(metadata).decode())
     package = {name for name in names if not name.startswith(metadata.removesuffix("METADATA"))}
-    expected = {f"lgi/{path.name}" for path in (ROOT / "lgi").iterdir() if path.is_file()}
-    for model in zoo.MODELS:
-        expected |= {f"lgi/_shipped/models/{model}{suffix}" for suffix in (".safetensors", ".json")}
+    kept = (path for path in (ROOT / "lgi").rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    expected = {path.relative_to(ROOT).as_posix() for path in kept}
+    expected |= {f"lgi/_shipped/models/{model}.safetensors" for model in zoo.MODELS}
     expected |= {f"lgi/_shipped/results/{path.name}" for path in (ROOT / "data" / "results").iterdir()}
     assert package == expected
     assert any(name.endswith("/licenses/LICENSE") for name in names)
@@ -116,7 +116,7 @@ def test_wheel_works_without_the_repository(wheel, tmp_path):
     assert found["accuracy"] > 0.8
     assert found["style"] == "mako"
 
-    done = python("-m", "lgi.improvement", "--help")
+    done = python("-m", "lgi.algorithm1", "--help")
     assert done.returncode == 0
     assert done.stderr == ""
     assert "Algorithm 1 on a shipped model" in done.stdout

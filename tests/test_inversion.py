@@ -388,7 +388,7 @@ def test_a_start_where_nothing_is_generated_is_named():
 def test_small_digits_are_inverted_better_than_encoded():
     """Images of another data set, which VAE1 has never seen."""
     vae = lgi.load_model("vae1")
-    x = datasets.optdigits("test", digits=(2, 4, 5, 7)).images
+    x = datasets.load("optdigits", "test", digits=(2, 4, 5, 7)).images
     result = lgi.invert(vae.decoder, x)
     encoder = (vae.decoder(vae.encoder(x)[0])[0] - x).flatten(1).square().mean(1).sqrt()
     assert (result.residual <= encoder * (1 + 1e-5)).float().mean() > 0.97
@@ -400,7 +400,7 @@ def test_small_digits_are_inverted_better_than_encoded():
 @pytest.mark.parametrize("name", ["vae1", "vae2"])
 def test_digits_are_inverted_better_than_encoded(name):
     vae = lgi.load_model(name)
-    x = datasets.mnist("test").images[:500]
+    x = datasets.load("mnist", "test").images[:500]
     result = lgi.invert(vae.decoder, x)
     encoder = (vae.decoder(vae.encoder(x)[0])[0] - x).flatten(1).square().mean(1).sqrt()
     assert (result.residual <= encoder * (1 + 1e-5)).float().mean() >= 0.99

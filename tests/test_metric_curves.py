@@ -26,7 +26,6 @@ from lgi.metric import (
     PullbackMetric,
     curve_energy,
     curve_length,
-    curve_length_error,
     energy_and_gradient,
     metric_fields,
 )
@@ -148,10 +147,18 @@ def test_convergence_is_faster_than_any_power() -> None:
     """Nodes on the knot spans; across the knots, where the third derivative jumps, it would stall near 1e-6."""
     metric, curve = surface_metric("torus"), smooth_splines(4, 8, SURFACE["torus"])
     exact = curve_energy(metric, curve, 640)
-    errors = [relative(curve_energy(metric, curve, 5 * n), exact) for n in (4, 8, 16, 32)]
+    errors = [relative(curve_energy(metric, curve, 5 * n), exact) for n in (2, 4, 8, 16)]
     assert errors[1] < 0.05 * errors[0]
     assert errors[2] < 1e-3 * errors[1]
     assert errors[3] < 1e-11
+
+
+def test_many_nodes_are_as_exact_as_few() -> None:
+    """Spans of more than 32 nodes are cut into pieces, of equal numbers of nodes or not."""
+    metric, curve = surface_metric("torus"), smooth_splines(4, 4, SURFACE["torus"])
+    exact = curve_length(metric, curve, 256)
+    for n_t in (64, 97, 250, 257, 5000):
+        assert relative(curve_length(metric, curve, n_t), exact) <= 1e-12
 
 
 def test_energy_of_constant_and_of_linear_speed() -> None:
@@ -209,7 +216,7 @@ def test_knot_insertion_changes_neither() -> None:
 def test_leading_dimensions(leading: tuple[int, ...]) -> None:
     points = SURFACE["sphere"].sample(math.prod(leading) * 5).reshape(*leading, 5, 2)
     for curve in (CubicBSpline(points), points):
-        for measure in (curve_length, curve_energy, curve_length_error):
+        for measure in (curve_length, curve_energy):
             assert measure(surface_metric("sphere"), curve).shape == leading
     energy, gradient = energy_and_gradient(surface_metric("sphere"), CubicBSpline(points))
     assert energy.shape == leading
@@ -228,14 +235,6 @@ def test_float32_stays_float32() -> None:
     assert length.dtype == torch.float32
     exact = curve_length(surface_metric("sphere"), CubicBSpline(curve.control_points.double()))
     assert relative(length.double(), exact) <= 1e-6
-
-
-def test_error_estimate_is_of_the_size_of_the_error() -> None:
-    metric, curve = surface_metric("torus"), smooth_splines(6, 5, SURFACE["torus"])
-    exact = curve_length(metric, curve, 1000)
-    for n_t in (8, 12, 16):
-        error = (curve_length(metric, curve, n_t) - exact).abs()
-        assert (curve_length_error(metric, curve, n_t) - error).abs().max() <= 0.3 * error.max()
 
 
 # ---- paths of points ----
@@ -373,7 +372,7 @@ def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> Non
 def test_wrong_curves() -> None:
     metric = surface_metric("sphere")
     curve = line([1, 0], [2, 0])
-    for measure in (curve_length, curve_energy, curve_length_error, energy_and_gradient):
+    for measure in (curve_length, curve_energy, energy_and_gradient):
         for n_t in (0, 10.5, "10", None):
             with pytest.raises(ValueError, match=rf"integer of at least 1, got n_t = {n_t}"):
                 measure(metric, curve, n_t=n_t)

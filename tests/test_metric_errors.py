@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric, curve_length, metric_fields
 from lgi.models import VAE
-from lgi.training import RECIPES
+from lgi.recipes import RECIPES
 
 
 def generator(z: Tensor) -> Tensor:
     return torch.stack([z[:, 0].sin(), z[:, 1].exp(), z.prod(1), z[:, 0] ** 2], dim=1)
 
 
-LINEAR = nn.Linear(2, 8)
 Z = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.5, 0.2]])
 
 
@@ -49,15 +48,16 @@ def hooked(layer: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "make",
     [
-        nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)),
-        hooked(nn.Linear(2, 8)),
-        nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)),
+        lambda: hooked(nn.Linear(2, 8)),
+        lambda: nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True)),
     ],
     ids=["parametrization", "hook", "instance norm"],
 )
-def test_train_mode_in_which_a_call_changes_the_model(layer: nn.Module) -> None:
+def test_train_mode_in_which_a_call_changes_the_model(make: Callable[[], nn.Module]) -> None:
+    layer = make()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(ValueError, match=r"in train mode.*each call changes it.*eval\(\)"):
         PullbackMetric(layer.train()).tensor(Z)
@@ -79,7 +79,7 @@ def test_instance_norm_without_statistics_may_stay_in_train_mode() -> None:
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
 def test_train_mode_hidden_in_a_function(layer: nn.Module) -> None:
-    model = nn.Sequential(LINEAR, layer)
+    model = nn.Sequential(nn.Linear(2, 8), layer)
     with pytest.raises(ValueError, match="depends on the other points of the batch, or is random"):
         PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)
 
@@ -176,23 +176,37 @@ def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
 
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
         PullbackMetric(Model(2, 4)).tensor(torch.zeros(3, 5))
-    metric = PullbackMetric(LINEAR)
-    with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(2, 5\).*check the last dimension"):
-        metric.tensor(torch.zeros(3, 5))
-    metric.tensor(Z)
-    with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
-        metric.tensor(torch.zeros(3, 5))
+    for first in (PullbackMetric.tensor, PullbackMetric.has_embedding):
+        metric = PullbackMetric(nn.Linear(2, 8))
+        around = ConformalMetric(metric, lambda z: torch.ones(len(z)))
+        with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(2, 5\).*check the last dimension"):
+            first(metric, torch.zeros(3, 5))
+        assert metric.latent_dim is None
+        first(metric, Z)
+        assert metric.latent_dim == 2
+        for method in (metric.tensor, metric.has_embedding, around.tensor):
+            with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \([13], 5\)"):
+                method(torch.zeros(3, 5))
+
+
+def test_a_generator_is_looked_at_once() -> None:
+    calls = []
+    metric = PullbackMetric(lambda z: calls.append(z) or generator(z))
+    assert metric.has_embedding(Z)
+    n = len(calls)
+    assert metric.has_embedding(Z)
+    assert len(calls) == n
 
 
 def test_another_dtype_than_the_generator() -> None:
     with pytest.raises(
         ValueError, match=r"torch.float64.*parameters torch.float32 on cpu; check the last dimension, dtype"
     ):
-        PullbackMetric(LINEAR).tensor(Z.double())
+        PullbackMetric(nn.Linear(2, 8)).tensor(Z.double())
 
 
 def test_another_dtype_than_before() -> None:
-    metric = PullbackMetric(LINEAR)
+    metric = PullbackMetric(nn.Linear(2, 8))
     expected = metric.tensor(Z)
     for method in (metric.tensor, metric.embed, metric.log_volume, lambda z: metric.speed(z, z)):
         with pytest.raises(ValueError, match=r"torch.float64.*parameters torch.float32 on cpu"):
@@ -214,7 +228,7 @@ def test_another_dtype_than_before() -> None:
 )
 def test_wrong_vectors(v: Any, message: str) -> None:
     metric = PullbackMetric(generator)
-    for method in (metric.speed, metric.squared_speed, metric.apply, metric.pull, metric.squared_speed_and_gradient):
+    for method in (metric.speed, metric.squared_speed, metric.apply, metric.squared_speed_and_gradient):
         with pytest.raises(ValueError, match=message):
             method(Z, v)
 
@@ -242,8 +256,6 @@ def test_wrong_settings() -> None:
     for wrong in ((3,), (generator, 3)):
         with pytest.raises(ValueError, match="expected callables"):
             PullbackMetric(*wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no feature map"):
-        PullbackMetric(generator).feature_diagonal(Z)
 
 
 def test_wrong_explicit_and_conformal_metrics() -> None:

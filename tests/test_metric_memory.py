@@ -5,6 +5,7 @@ import gc
 import sys
 from pathlib import Path
 
+import analytic
 import pytest
 import torch
 
@@ -42,3 +43,15 @@ def test_peak_memory_is_flat_in_the_number_of_points(quantity):
     few, many = (peak_growth(lambda n=n: run(n)) for n in (2_000, 30_000))
     # Results of 28,000 points take under 1 MiB; one Jacobian kept for each would take 340.
     assert many < few + 40, (few, many)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_forty_thousand_nodes_need_little_memory():
+    """One rule of so many nodes would be an eigenproblem of 12.8 GB."""
+    metric = lgi.PullbackMetric(analytic.sphere_embed, latent_dim=2)
+    curve = lgi.CubicBSpline.line(*torch.tensor([[0.6, 0.3], [2.5, 0.3]], dtype=torch.float64))
+    lengths = []
+    growth = peak_growth(lambda: lengths.append(lgi.curve_length(metric, curve, n_t=40_000)))
+    assert growth < 100, growth
+    # A part of a meridian.
+    assert abs(lengths[0] / (1.9 * analytic.SPHERE_RADIUS) - 1) < 1e-12

@@ -20,7 +20,7 @@ from lgi.models import (
     fuse,
     pick_device,
 )
-from lgi.training import RECIPES
+from lgi.recipes import RECIPES
 
 
 def make_rbf(

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import recorded
 import smoke
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -26,7 +27,10 @@ reproduce = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(reproduce)
 
 OUTPUT_TYPES = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}
-TAGS = {"parameters", "checks", "nbval-ignore-output"}
+# "exact": nbval compares text, as every processor prints these numbers so (a closed form, a count, what was recorded);
+# "nbval-ignore-output": numbers that are compared within the tolerances of recorded.py.
+COMPARED = {"exact", "nbval-ignore-output"}
+TAGS = {"parameters", "checks"} | COMPARED
 LOCAL_PATH = re.compile(r"(?<![\w.~/<-])/(?:work|home|tmp|root|Users|private|mnt|opt|usr|var|content)\b|\b[A-Z]:\\")
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 
@@ -95,6 +99,13 @@ def names_no_place_of_this_machine(notebook):
 
 def prints_no_memory_address(notebook):
     assert [output for output in outputs(notebook) if ADDRESS.search(json.dumps(output.get("data", output)))] == []
+
+
+def says_how_its_numbers_are_compared(notebook):
+    for cell in code_cells(notebook):
+        numbers = [text for text in recorded.shown(cell.outputs).values() if re.search(r"\d", text)]
+        said = COMPARED.intersection(cell.metadata.get("tags", []))
+        assert len(said) == 1 or not (said or numbers), f"cell {cell.id} shows {numbers}: one tag of {COMPARED}"
 
 
 def has_parameters_that_papermill_reads(notebook):
@@ -178,6 +189,7 @@ CHECKS = [
     has_plain_outputs,
     names_no_place_of_this_machine,
     prints_no_memory_address,
+    says_how_its_numbers_are_compared,
     has_parameters_that_papermill_reads,
     has_the_size_of_a_chapter,
     has_short_code_cells,
@@ -231,7 +243,7 @@ def test_smoke_run_of_the_series(tmp_path):
     summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
     assert [record["notebook"] for record in summary["notebooks"]] == [path.stem for path in COMMITTED]
     assert all(record["headline"] for record in summary["notebooks"])
-    found = smoke.differences(smoke.results_of(tmp_path / "runs" / "smoke"), smoke.recorded_results())
+    found = smoke.differences(smoke.results_of(tmp_path / "runs" / "smoke"))
     assert not found, "\n".join([*found, smoke.REMEDY])
 
 
@@ -255,6 +267,7 @@ def good():
                 new_output("execute_result", data={"text/plain": "3", "image/png": "QUJD"}, execution_count=2),
                 new_output("stream", name="stdout", text="L = 1.23\n"),
             ],
+            metadata={"tags": ["exact"]},
         ),
         new_code_cell("assert x == 3", metadata={"tags": ["checks"]}),
         new_markdown_cell("## Deviations from the paper"),
@@ -309,6 +322,8 @@ BAD = [
     (names_no_place_of_this_machine, add_display("text/html", "<a href='/Users/me'>")),
     (prints_no_memory_address, add_display("text/plain", "<object at 0x7f00aa11bb22>")),
     (prints_no_memory_address, add_output(output_type="stream", name="stdout", text="<object at 0x7f00aa11bb22>")),
+    (says_how_its_numbers_are_compared, set_cell(16, metadata=nbformat.from_dict({}))),
+    (says_how_its_numbers_are_compared, set_cell(16, metadata=nbformat.from_dict({"tags": sorted(COMPARED)}))),
     (has_parameters_that_papermill_reads, set_cell(1, metadata=nbformat.from_dict({}))),
     (has_parameters_that_papermill_reads, set_cell(17, metadata=nbformat.from_dict({"tags": ["parameters"]}))),
     (has_parameters_that_papermill_reads, lambda notebook: notebook.cells.insert(1, new_code_cell("import os"))),

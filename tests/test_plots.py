@@ -10,8 +10,6 @@ import lgi
 from lgi import plots
 from lgi.metric import metric_fields
 
-mpl.use("Agg")
-
 
 @pytest.fixture
 def ax():

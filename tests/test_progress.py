@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +12,13 @@ from torch import nn
 from tqdm import tqdm
 
 import lgi
-from lgi import study
-from lgi.improvement import worst_case_improvement
+from lgi import studies
+from lgi.algorithm1 import worst_case_improvement
 from lgi.inversion import invert
 from lgi.metric import metric_fields
 from lgi.progress import progress_bar
 
-METRIC = lgi.PullbackMetric(nn.Linear(2, 3), latent_dim=2)
+METRIC = lgi.PullbackMetric(lambda z: z @ torch.eye(2, 3), latent_dim=2)
 START, END = torch.zeros(4, 2), torch.ones(4, 2)
 COMPUTATIONS = {
     "improvement": lambda show, _: worst_case_improvement(METRIC, 4, progress=show),
@@ -73,21 +72,34 @@ def test_who_asks_for_a_bar_sees_it_whatever_the_environment_says(value):
 
 @pytest.mark.parametrize("folder", [None, "study"])
 def test_a_study_that_fails_ends_its_bar(tmp_path, capsys, folder):
-    settings = {"n_samples": 4, "chunk_size": 2, "shard": None, "seed": 0, "latent_dim": 2, "fingerprint": {}}
+    settings = {"n_samples": 4, "chunk_size": 2, "seed": 0, "latent_dim": 2, "fingerprint": {}}
     # The exception is kept, and with it all that is alive where it was raised.
     with pytest.raises(ZeroDivisionError) as raised:
-        study.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
+        studies.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
     assert capsys.readouterr().err.endswith("\n")
     assert raised.tb is not None
 
 
+class HeldForEver:
+    """The lock of all bars, when a forked process was killed while it made one; who would wait for it fails."""
+
+    def __enter__(self):
+        raise AssertionError("waits for another bar")
+
+    def __exit__(self, *_):
+        pass
+
+    acquire = __enter__
+
+
+@pytest.fixture
+def held_lock():
+    before = tqdm.get_lock()
+    tqdm.set_lock(HeldForEver())
+    yield
+    tqdm.set_lock(before)
+
+
 @pytest.mark.parametrize("name", COMPUTATIONS)
-def test_without_a_bar_nothing_waits_for_other_bars(tmp_path, name):
-    # As if a forked process had been killed while it made a bar.
-    with tqdm.get_lock():
-        thread = threading.Thread(target=COMPUTATIONS[name], args=(False, tmp_path), daemon=True)
-        thread.start()
-        thread.join(timeout=60)
-        waits = thread.is_alive()
-    thread.join()
-    assert not waits
+def test_without_a_bar_nothing_waits_for_other_bars(held_lock, tmp_path, name):
+    COMPUTATIONS[name](False, tmp_path)

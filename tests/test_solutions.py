@@ -104,6 +104,7 @@ CLEAN = [
     series.has_plain_outputs,
     series.names_no_place_of_this_machine,
     series.prints_no_memory_address,
+    series.says_how_its_numbers_are_compared,
     series.has_no_empty_cell,
     series.has_unique_ids,
     series.has_known_tags,

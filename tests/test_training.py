@@ -8,33 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lgi import artifacts, training
-from lgi.datasets import optdigits
-from lgi.models import GAN, VAE, Architecture
+from lgi import artifacts, datasets, training
+from lgi.models import GAN, VAE, Architecture, gaussian_log_likelihood
 from lgi.training import (
-    GAN_RECIPES,
-    RECIPES,
     ElboTerms,
-    GANRecipe,
     GANSettings,
-    Recipe,
     TrainingSettings,
     _discriminator_losses,
-    _pixelwise_std,
     distance_to_generated,
     elbo_terms,
     evaluate,
-    fit_or_load_logistic_regression,
     fit_rbf_precision,
-    gaussian_log_likelihood,
     kl_to_prior,
-    main,
+    pixelwise_std,
     place_centres,
     train_gan,
-    train_or_load,
     train_vae,
 )
-from lgi.zoo import restore_codes, restore_gan, restore_logistic_regression, restore_vae
 
 TINY = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
 QUICK_GAN = GANSettings(epochs=3, batch_size=64, averaging=0.9)
@@ -43,7 +33,7 @@ QUICK = TrainingSettings(epochs=3, batch_size=64, n_centres=8, n_rbf_steps=12)
 
 @pytest.fixture(scope="module")
 def images():
-    return optdigits("train", digits=(2, 4, 5, 7)).images, optdigits("validation", digits=(2, 4, 5, 7)).images
+    return datasets.load("optdigits", "train").images, datasets.load("optdigits", "validation").images
 
 
 def trained(images, settings=QUICK, **kwargs):
@@ -73,7 +63,9 @@ def test_elbo_of_a_linear_gaussian_model():
     variance = 1 / (1 + W.square().sum(0) / s**2)
     vae = SimpleNamespace(
         encoder=lambda x: ((x @ W / s**2) * variance, variance.sqrt().expand(len(x), 2)),
-        decoder=lambda z: (z @ W.T, torch.full((len(z), 6), s, dtype=z.dtype)),
+        decoder=SimpleNamespace(
+            log_likelihood=lambda x, z: gaussian_log_likelihood(x, z @ W.T, torch.full_like(x, s)),
+        ),
     )
     x = torch.randn(4, 6, generator=stream, dtype=torch.float64)
     noise = torch.randn(20000, 4, 2, generator=stream, dtype=torch.float64)
@@ -212,7 +204,7 @@ def test_pixelwise_baseline_is_the_best_constant_of_each_pixel():
     vae.decoder.mean_net = torch.nn.Sequential(torch.nn.Linear(2, 784), torch.nn.Unflatten(1, (1, 28, 28)))
     torch.nn.init.zeros_(vae.decoder.mean_net[0].weight)
     torch.nn.init.zeros_(vae.decoder.mean_net[0].bias)
-    std = _pixelwise_std(vae, x, dataclasses.replace(QUICK, dither_std=0.05))(torch.randn(2, 2))
+    std = pixelwise_std(vae, x, dataclasses.replace(QUICK, dither_std=0.05))(torch.randn(2, 2))
     expected = (x.square().mean(0) + 0.05**2).sqrt()
     torch.testing.assert_close(std, expected.expand(2, 1, 28, 28), rtol=1e-5, atol=0)
 
@@ -245,41 +237,6 @@ def test_modes_and_settings_are_checked(images):
     for change in ({"epochs": 0}, {"learning_rate": -1.0}, {"dither_std": 2.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             dataclasses.replace(QUICK, **change)
-    with pytest.raises(ValueError, match="vae1"):
-        train_or_load("vae3")
-
-
-def test_train_or_load_trains_once_and_restores(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
-    recipe = Recipe(dataset="optdigits", architecture=TINY, training=QUICK)
-    seen = []
-    artifact = train_or_load("vae1", recipe, device="cpu", on_record=lambda *record: seen.append(record))
-    assert artifact.source == "computed"
-    assert [s[0] for s in seen] == ["vae"] * 3 + ["rbf"] * 12
-    assert train_or_load("vae1", recipe, device="cpu").source == "cache"
-    assert not list((tmp_path / "checkpoints").iterdir())
-    result = artifact.record["evaluation"]
-    assert result["rbf_elbo"] > result["constant_elbo"]
-
-    codes, test = restore_codes(artifact), optdigits("test", digits=(2, 4, 5, 7))
-    assert torch.equal(codes.label, test.label)
-    vae = restore_vae(artifact, fused=False)
-    torch.testing.assert_close(vae.encoder(test.images)[0], codes.z, rtol=1e-5, atol=1e-5)
-    fused = restore_vae(artifact)
-    torch.testing.assert_close(fused.decoder(codes.z), vae.decoder(codes.z), rtol=1e-5, atol=1e-6)
-    constant = restore_vae(artifact, std="constant").decoder(codes.z)[1]
-    torch.testing.assert_close(constant, torch.full_like(constant, artifact.record["history"][-1]["std"]))
-    again = evaluate(restore_vae(artifact), test.images, n_samples=10).means("rbf_")
-    assert again["rbf_elbo"] == pytest.approx(result["rbf_elbo"], rel=1e-5)
-
-
-def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
-    artifact = fit_or_load_logistic_regression(dataset="optdigits")
-    test = optdigits("test", digits=(2, 4, 5, 7))
-    model = restore_logistic_regression(artifact)
-    assert model.accuracy(test.images, test.label) == pytest.approx(artifact.record["test_accuracy"])
-    assert artifact.record["test_accuracy"] > 0.9
 
 
 def trained_gan(images, settings=QUICK_GAN, **kwargs):
@@ -369,50 +326,3 @@ def test_gan_settings_are_checked(images):
             dataclasses.replace(QUICK_GAN, **change)
     with pytest.raises(FloatingPointError, match="learning_rate"):
         trained_gan(images, dataclasses.replace(QUICK_GAN, learning_rate=1e30))
-
-
-def test_train_or_load_of_a_gan(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
-    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=QUICK_GAN)
-    seen = []
-    artifact = train_or_load("gan", recipe, device="cpu", on_record=lambda *record: seen.append(record))
-    assert artifact.source == "computed"
-    assert [s[:3] for s in seen] == [("gan", i, 3) for i in (1, 2, 3)]
-    assert train_or_load("gan", recipe, device="cpu").source == "cache"
-    assert not list((tmp_path / "checkpoints").iterdir())
-
-    codes, test = restore_codes(artifact), optdigits("test", digits=(2, 4, 5, 7))
-    assert torch.equal(codes.label, test.label)
-    gan = restore_gan(artifact)
-    torch.testing.assert_close(gan.generator(codes.z), restore_gan(artifact, fused=False).generator(codes.z))
-    error = (gan.generator(codes.z) - test.images).square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(error, artifact.tensors["codes.residual"], rtol=1e-4, atol=1e-5)
-    result = artifact.record["evaluation"]
-    assert result["inversion_residual"] == pytest.approx(error.mean().item(), rel=1e-4)
-    assert result["distance"] == pytest.approx(distance_to_generated(gan.generator, test.images).mean().item())
-    # The search ends nearer than the nearest of 4,000 draws.
-    assert result["inversion_residual"] < result["distance"] * (1 + 1e-4)
-    assert sum(result["digit_share"].values()) == pytest.approx(1)
-    assert list(result["digit_share"]) == ["2", "4", "5", "7"]
-
-
-def test_the_command_trains_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
-    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=dataclasses.replace(QUICK_GAN, epochs=1))
-    monkeypatch.setitem(GAN_RECIPES, "gan", recipe)
-    monkeypatch.setattr("sys.argv", ["lgi.training", "gan"])
-    main()
-    assert sorted(file.name for file in (tmp_path / "models").iterdir()) == ["gan.json", "gan.safetensors"]
-    artifact = artifacts.load(tmp_path / "models" / "gan", name="gan", settings=dataclasses.asdict(recipe))
-    assert artifact.provenance["command"] == "python -m lgi.training gan"
-    assert artifact.provenance["seed"] == 0
-    monkeypatch.setattr("sys.argv", ["lgi.training", "gun"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "there is no gun; there are logistic_regression, vae1, vae2, gan" in capsys.readouterr().err
-
-
-def test_recipes_are_those_of_the_paper():
-    assert all(r.architecture.latent_dim == 2 and r.digits == (2, 4, 5, 7) for r in RECIPES.values())
-    assert RECIPES["vae1"].architecture.normalisation != RECIPES["vae2"].architecture.normalisation

@@ -17,11 +17,11 @@ import torch
 from geodesics import original_scheme, row_cost, stochman_paths
 
 from lgi import zoo
+from lgi.algorithm1 import worst_case_improvement
 from lgi.artifacts import provenance
-from lgi.improvement import worst_case_improvement
 from lgi.metric import PullbackMetric, curve_length
 from lgi.spline import CubicBSpline
-from lgi.study import merge_studies
+from lgi.studies import merge_studies
 
 
 def peak_memory(device: str) -> float:

@@ -47,9 +47,8 @@ from torch import Tensor
 import lgi
 from lgi import zoo
 from lgi.artifacts import provenance
-from lgi.geodesic import SolverSettings, shorten
-from lgi.geodesic_ode import solve_geodesic_ode
 from lgi.metric import PullbackMetric, curve_length
+from lgi.solver import SolverSettings, shorten, solve_geodesic_ode
 from lgi.spline import CubicBSpline
 
 

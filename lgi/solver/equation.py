@@ -1,4 +1,4 @@
-r"""The geodesic equation: its residual along curves, boundary and initial value problems (section 2.1).
+r"""The geodesic equation: its residual along curves, and the boundary value problem (section 2.1).
 
 With the metric ``M(z)`` and ``v = z'``, geodesics satisfy ``d/dt (M v) = grad_z(v^T M v) / 2``, that is
 ``M z'' + (D_v M) v - grad_z(v^T M v) / 2 = 0``, with the derivative ``D_v M`` of the metric along ``v``. This is the
@@ -272,56 +272,3 @@ class _Counted:
             return result
 
         return columns
-
-
-def exp_map(metric: Metric, z: Tensor, v: Tensor, t: Tensor, *, tolerance: float = 1e-8) -> Tensor:
-    """Points on the geodesics that leave ``z`` with velocity ``v`` (`scipy.integrate.solve_ivp`).
-
-    Parameters
-    ----------
-    metric : Metric
-        Twice differentiable.
-    z, v : Tensor, shape (..., d)
-        Starting points and velocities; at ``t = 1`` the way covered is ``|v|_M``.
-    t : Tensor, shape (n_t,)
-        Times, non-negative and increasing.
-    tolerance : float
-        Relative tolerance of the integrator (of order 8); with a generator in float32 not much below 1e-5.
-
-    Returns
-    -------
-    Tensor, shape (..., n_t, d)
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, times are not increasing, or the integration breaks down (the geodesic leaves the
-        region where the metric is finite).
-    """
-    from scipy.integrate import solve_ivp
-
-    if z.shape != v.shape or z.ndim == 0 or not z.is_floating_point() or z.dtype != v.dtype:
-        raise ValueError(
-            f"expected floating-point z and v of one shape (..., d), got {z.dtype} {tuple(z.shape)} and {v.dtype} "
-            f"{tuple(v.shape)}"
-        )
-    times = t.detach().cpu().double().numpy()
-    if t.ndim != 1 or len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
-        raise ValueError(f"expected non-negative, increasing times t (n_t,), got {t.tolist()}")
-    d, shape = z.shape[-1], z.shape[:-1]
-    counted = _Counted(metric, z)
-    n = z.numel() // d
-
-    def system(t: float, y: Array) -> Array:
-        return counted.system(t, y.reshape(2 * d, n)).reshape(-1)
-
-    state = np.concatenate([x.detach().reshape(-1, d).cpu().double().numpy().T for x in (z, v)]).reshape(-1)
-    end = max(float(times[-1]), 1e-300)
-    solution = solve_ivp(
-        system, (0.0, end), state, method="DOP853", t_eval=times, rtol=tolerance, atol=tolerance * 1e-2
-    )
-    if not solution.success:
-        reached = solution.t[-1] if len(solution.t) else 0
-        raise ValueError(f"the geodesic could not be followed beyond t = {reached}: {solution.message}")
-    points = solution.y.reshape(2 * d, n, len(times))[:d].transpose(1, 2, 0)
-    return torch.tensor(points.reshape(*shape, len(times), d), dtype=z.dtype, device=z.device)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from analytic import SURFACE, AffineDecoder, half_plane_distance, half_plane_metric
 
-from lgi.geodesic_ode import exp_map, geodesic_residual, solve_geodesic_ode
 from lgi.metric import PullbackMetric, curve_length
+from lgi.solver import geodesic_residual, solve_geodesic_ode
 from lgi.spline import CubicBSpline
 
 T = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
@@ -70,9 +70,6 @@ def test_affine_decoder():
     line = CubicBSpline.line(start, end)
     with torch.inference_mode():
         assert geodesic_residual(metric, line, T.float()).max() < 1e-4
-    points = exp_map(metric, start, end, torch.tensor([0.0, 0.5, 2.0]))
-    assert points.dtype == torch.float32
-    torch.testing.assert_close(points, torch.stack([start, end / 2, 2 * end], dim=-2), rtol=1e-5, atol=1e-5)
     solution = solve_geodesic_ode(metric, start, end)
     assert solution.success.all()
     torch.testing.assert_close(solution.curve(T), line(T), rtol=1e-4, atol=1e-4)
@@ -94,21 +91,6 @@ def test_boundary_value_problem_of_the_half_plane():
     assert (again.n_nodes == 200).all()
 
 
-def test_exponential_map_meets_the_boundary_value_problem():
-    metric, surface = sphere(), SURFACE["sphere"]
-    start, end = surface.sample(2, 0), surface.sample(2, 1)
-    solution = solve_geodesic_ode(metric, start, end, tolerance=1e-8, max_nodes=5000)
-    assert solution.success.all()
-    velocity = solution.curve.derivative(torch.zeros(1, dtype=torch.float64))[:, 0]
-    points = exp_map(metric, start, velocity, torch.tensor([0.5, 1.0], dtype=torch.float64), tolerance=1e-10)
-    torch.testing.assert_close(points[:, 1], end, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(metric.speed(start, velocity), surface.distance(start, end), rtol=1e-7, atol=0)
-    # Half the time is half the way.
-    torch.testing.assert_close(
-        surface.distance(start, points[:, 0]), surface.distance(start, end) / 2, rtol=1e-7, atol=0
-    )
-
-
 def test_failure_is_reported():
     metric = half_plane_metric()
     start, end = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([3.0, 1.0], dtype=torch.float64)
@@ -125,7 +107,3 @@ def test_bad_input():
         solve_geodesic_ode(metric, z, z[0])
     with pytest.raises(ValueError, match="floating-point"):
         solve_geodesic_ode(metric, z.long(), z.long())
-    with pytest.raises(ValueError, match=r"one shape.*\(2, 2\).*\(2,\)"):
-        exp_map(metric, z, z[0], T)
-    with pytest.raises(ValueError, match="increasing times"):
-        exp_map(metric, z, z, torch.tensor([1.0, 0.5]))

@@ -1,7 +1,9 @@
-"""Studies of Algorithm 1 as they are kept: a table with statistics, in files that survive a kill, whole or in shards.
+"""Studies of Algorithm 1 as they are kept: a table with statistics, in files that survive a kill, on many machines.
 
-What determines a study are its settings, which `lgi.improvement` makes. Of these, this module reads ``n_samples``,
-``chunk_size`` (chunks begin at its multiples), ``shard`` (which chunks), ``latent_dim``, ``seed`` and ``fingerprint``.
+A study is a table of samples, each with its number. Whatever holds some of them is a part: the file of a chunk, a
+folder of such files, the file of :meth:`Study.save`, a study in memory. Reading and merging are one thing, putting
+parts one below the other. What determines a study are its settings, which `lgi.algorithm1` makes; of these, this module
+reads ``n_samples``, ``chunk_size`` (chunks begin at its multiples), ``latent_dim``, ``seed`` and ``fingerprint``.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
 
 _ELSEWHERE = "Give another folder (on the command line, another --out)"
+_CHUNKS = "lgi_study_chunks"
 # Raised by hand when the same settings give other samples or other results.
 _VERSION = 2
 
@@ -51,7 +54,7 @@ class Study:
     converged : Tensor of bool, shape (n,)
         Whether the shorter curve is certified: ``residual`` within the tolerance of the solver.
     residual, refinement_gain, length_error : Tensor, shape (n,)
-        Certificates, see :class:`lgi.geodesic.ShortenResult`.
+        Certificates, see :class:`lgi.solver.ShortenResult`.
     n_control : Tensor of int64, shape (n,)
         Control points of the shorter curve.
     n_rows : Tensor, shape (n,)
@@ -83,8 +86,8 @@ class Study:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples that were asked for, of the shard if this is one; a partial study holds fewer."""
-        return sum(len(samples_of(number, self.settings)) for number in chunks_of(self.settings))
+        """Number of samples that were asked for, of all shards together; a partial study holds fewer."""
+        return int(self.settings["n_samples"])
 
     @property
     def complete(self) -> bool:
@@ -134,8 +137,8 @@ class Study:
                 table[name] = value
         return {name: np.ascontiguousarray(column.numpy()) for name, column in table.items()}
 
-    def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write ``<path>.safetensors`` and ``<path>.json``; :func:`load_study` reads them back.
+    def save(self, path: str | Path) -> None:
+        """Write ``<path>.safetensors``, equal files for equal studies; :func:`load_study` reads it back.
 
         So does pandas: ``pandas.DataFrame(safetensors.numpy.load_file("study.safetensors"))`` is the table of
         ``columns``.
@@ -144,22 +147,20 @@ class Study:
         ----------
         path : path
             Where, without suffix.
-        provenance : mapping, optional
-            What :func:`lgi.artifacts.provenance` returned; without it, equal studies are equal files.
 
         Raises
         ------
         ValueError
             If another study is there, or more samples of this one.
         lgi.artifacts.ArtifactError
-            If the files cannot be written, or what is there is no study, or a damaged one.
+            If the file cannot be written, or what is there is no study, or a damaged one.
         """
         path = _without_suffix(path)
         if artifacts.exists(path):
-            stored = artifacts.load(path, name="study", version=_VERSION)
+            stored = load_study(path)
             _refuse_another(path, stored.settings, self.settings)
-            if (n_stored := len(stored.tensors["index"])) > len(self):
-                raise ValueError(f"{path} holds {n_stored} samples of this study, more than these {len(self)}")
+            if len(stored) > len(self):
+                raise ValueError(f"{path} holds {len(stored)} samples of this study, more than these {len(self)}")
         record: dict[str, Any] = {
             "samples": len(self),
             "asked": self.n_samples,
@@ -181,7 +182,6 @@ class Study:
             name="study",
             settings=self.settings,
             version=_VERSION,
-            provenance=provenance,
         )
 
     def __str__(self) -> str:
@@ -207,12 +207,21 @@ class Study:
 _FIELDS = tuple(field.name for field in dataclasses.fields(Study) if field.name != "settings")
 
 
-def study_of(tables: Sequence[Mapping[str, Any]], settings: dict[str, Any]) -> Study:
-    """Study of the columns of its chunks or shards, one after the other; the inverse of ``Study.columns``."""
-    columns = {name: torch.cat([torch.as_tensor(table[name]) for table in tables]) for name in tables[0]}
+def _put_together(parts: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Study:
+    """Study of parts, each its name, its settings and its columns, in the order of the samples."""
+    first, settings, columns = parts[0]
+    for name, of_another, _ in parts[1:]:
+        if found := _differences(settings, of_another):
+            raise ValueError(f"{first} and {name} are of different studies: {'; '.join(found)}")
+    table = {name: torch.cat([torch.as_tensor(part[name]) for _, _, part in parts]) for name in columns}
+    index, order = table["index"].sort(stable=True)
+    if bool((twice := index[1:] == index[:-1]).any()):
+        names = " and ".join(name for name, _, part in parts if index[1:][twice][0] in torch.as_tensor(part["index"]))
+        raise ValueError(f"{int(twice.sum())} samples are there twice, in {names}")
+    table = {name: column[order] for name, column in table.items()}
     for name in ("start", "end"):
-        columns[name] = torch.stack([columns.pop(f"{name}_{k}") for k in range(settings["latent_dim"])], dim=-1)
-    return Study(**columns, settings=settings)
+        table[name] = torch.stack([table.pop(f"{name}_{k}") for k in range(settings["latent_dim"])], dim=-1)
+    return Study(**table, settings=dict(settings))
 
 
 def bootstrap_interval(x: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -241,10 +250,10 @@ def bootstrap_interval(x: npt.NDArray[np.float64]) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def chunks_of(settings: Mapping[str, Any]) -> range:
-    """Numbers of the chunks of a study, or of its shard: whole ones, so that a chunk is the same in both."""
+def chunks_of(settings: Mapping[str, Any], shard: tuple[int, int] | None = None) -> range:
+    """Numbers of the chunks of a study, or of a shard (i, n) of it: whole ones, so that a chunk is the same in both."""
     n_chunks = math.ceil(settings["n_samples"] / settings["chunk_size"])
-    i, n = settings["shard"] or (1, 1)
+    i, n = shard or (1, 1)
     return range(n_chunks * (i - 1) // n, n_chunks * i // n)
 
 
@@ -255,13 +264,18 @@ def samples_of(number: int, settings: Mapping[str, Any]) -> range:
 
 
 def run(
-    settings: dict[str, Any], compute: Callable[[int], Table], folder: Path | None, *, progress: bool | None
+    settings: dict[str, Any],
+    compute: Callable[[int], Table],
+    folder: Path | None,
+    *,
+    shard: tuple[int, int] | None = None,
+    progress: bool | None,
 ) -> Study:
     """Compute a study chunk by chunk; with a folder, go on with what is there.
 
-    ``folder/lgi_study_chunks`` holds a chunk a file until ``folder/study`` is written; nothing else is ever deleted.
-    Whenever this is killed, the same call goes on, and ends with the same ``study``; dates and seconds are kept apart,
-    in ``folder/provenance``.
+    The study is the files of its chunks, ``folder/lgi_study_chunks/000000.safetensors`` and so on, each with seconds
+    and provenance in its header. Whenever this is killed, the same call goes on, and ends with the same samples. Shards
+    may share a folder, whose samples are then those of all of them. Nothing is ever deleted.
 
     Parameters
     ----------
@@ -271,12 +285,15 @@ def run(
         Takes the number of a chunk and returns its table.
     folder : pathlib.Path, optional
         Where to keep the study; by default nowhere.
+    shard : (int, int), optional
+        Compute only the chunks of part i of n, counted from 1.
     progress : bool, optional
         Whether to show a progress bar; by default if the output is a terminal.
 
     Returns
     -------
     Study
+        Of what the folder holds then; without one, of what was computed.
 
     Raises
     ------
@@ -287,94 +304,66 @@ def run(
     """
     # As they come back from disk: tuples as lists, and in the order that makes equal studies equal files.
     settings = json.loads(json.dumps(settings, sort_keys=True))
+    numbers = chunks_of(settings, shard)
     if folder is None:
         # Closed, so that the bar ends before a failure is told.
-        with closing(_with_progress(settings, progress)) as numbers:
-            return study_of([compute(number) for number in numbers], settings)
+        with closing(_with_progress(numbers, settings, progress)) as shown:
+            return _put_together([(f"chunk {number}", settings, compute(number)) for number in shown])
     settings = _settings_to_go_on(settings, folder)
-    if not artifacts.exists(folder / "study"):
-        artifacts.check_writable(folder, _ELSEWHERE)
-        provenance = artifacts.provenance(seed=settings["seed"])
-        for number in _with_progress(settings, progress):
-            if not artifacts.exists(_chunk_path(folder, number)):
-                begin = time.perf_counter()
-                table = compute(number)
-                # Once more: another study may have begun here meanwhile.
-                _settings_to_go_on(settings, folder)
-                artifacts.save(
-                    _chunk_path(folder, number),
-                    table,
-                    {"seconds": time.perf_counter() - begin},
-                    name="study chunk",
-                    settings=settings,
-                    version=_VERSION,
-                    provenance=provenance,
-                )
-        _finish(settings, folder)
-    # Also what a run left that was killed at this very point.
-    _remove_chunks(settings, folder)
+    if artifacts.exists(folder / "study"):
+        return load_study(folder)
+    artifacts.check_writable(folder, _ELSEWHERE)
+    provenance = artifacts.provenance(seed=settings["seed"])
+    for number in _with_progress(numbers, settings, progress):
+        path = folder / _CHUNKS / f"{number:06d}"
+        if not artifacts.exists(path):
+            begin = time.perf_counter()
+            table = compute(number)
+            # Once more: another study may have begun here meanwhile.
+            settings = _settings_to_go_on(settings, folder)
+            samples = samples_of(number, settings)
+            artifacts.save(
+                path,
+                table,
+                {"samples": [samples.start, samples.stop], "seconds": time.perf_counter() - begin},
+                name="study chunk",
+                settings=settings,
+                version=_VERSION,
+                provenance=provenance,
+            )
     return load_study(folder)
 
 
-def _with_progress(settings: Mapping[str, Any], show: bool | None) -> Generator[int, None, None]:
-    """Numbers of the chunks, with a progress bar over their samples."""
-    sizes = {number: len(samples_of(number, settings)) for number in chunks_of(settings)}
+def _with_progress(numbers: range, settings: Mapping[str, Any], show: bool | None) -> Generator[int, None, None]:
+    """Numbers of chunks, with a progress bar over their samples."""
+    sizes = {number: len(samples_of(number, settings)) for number in numbers}
     with progress_bar(sum(sizes.values()), desc="improvement", unit="samples", show=show) as advance:
         for number, size in sizes.items():
             yield number
             advance(size)
 
 
-def _finish(settings: dict[str, Any], folder: Path) -> None:
-    """Put the chunks together."""
-    _settings_to_go_on(settings, folder)
-    chunks = [_load_chunk(folder, number, settings) for number in chunks_of(settings)]
-    seconds = torch.tensor([chunk.record["seconds"] for chunk in chunks], dtype=torch.float64)
-    sessions = {chunk.provenance["date"]: chunk.provenance for chunk in chunks}
-    artifacts.save(
-        folder / "provenance",
-        {"chunk": torch.tensor(chunks_of(settings)), "seconds": seconds},
-        {"seconds": float(seconds.sum()), "sessions": list(sessions.values())},
-        name="study provenance",
-        settings=settings,
-        version=_VERSION,
-    )
-    study_of([chunk.tensors for chunk in chunks], settings).save(folder / "study")
+def _files(folder: Path) -> list[Path]:
+    """Files, without suffix, in which the samples of a folder are: one of all, or one a chunk."""
+    if artifacts.exists(folder / "study"):
+        return [folder / "study"]
+    chunks = (file.with_suffix("") for file in (folder / _CHUNKS).glob("*.safetensors"))
+    return sorted(file for file in chunks if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.name))
 
 
-def _chunk_path(folder: Path, number: int) -> Path:
-    return folder / "lgi_study_chunks" / f"{number:06d}"
-
-
-def _remove_chunks(settings: Mapping[str, Any], folder: Path) -> None:
-    """Delete the files of a study's own chunks, also half-written ones, and their folder if nothing else is in it."""
-    for number in chunks_of(settings):
-        path = _chunk_path(folder, number)
-        with suppress(OSError):
-            artifacts.remove(path)
-            for file in path.parent.glob(f".{path.name}.*.tmp"):
-                file.unlink(missing_ok=True)
-    with suppress(OSError):
-        _chunk_path(folder, 0).parent.rmdir()
-
-
-def _load_chunk(folder: Path, number: int, settings: Mapping[str, Any] | None = None) -> artifacts.Artifact:
-    return artifacts.load(_chunk_path(folder, number), name="study chunk", settings=settings, version=_VERSION)
-
-
-def _chunks_on_disk(folder: Path) -> list[int]:
-    files = _chunk_path(folder, 0).parent.glob("*.json")
-    return sorted(int(file.stem) for file in files if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.stem))
+def _part(file: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Name, settings and columns of a file."""
+    name = "study chunk" if file.parent.name == _CHUNKS else "study"
+    kept = artifacts.load(file, name=name, version=_VERSION)
+    # Version 0.1 counted a shard as a study of its own. Which samples there are, their numbers tell.
+    return str(file), {key: value for key, value in kept.settings.items() if key != "shard"}, kept.tensors
 
 
 def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Settings with which to go on in a folder: those in it, which may differ in rounding."""
-    if artifacts.exists(folder / "study"):
-        stored = artifacts.load(folder / "study", name="study", version=_VERSION).settings
-    elif numbers := _chunks_on_disk(folder):
-        stored = _load_chunk(folder, numbers[0]).settings
-    else:
+    if not (files := _files(folder)):
         return settings
+    stored = _part(files[0])[1]
     _refuse_another(folder, stored, settings)
     return stored
 
@@ -414,7 +403,7 @@ def _nearly_equal(x: Sequence[float], y: Sequence[float], relative: float, absol
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study: a finished one, or as much as there is of one that was interrupted.
+    """Read a study, or as much as there is of it.
 
     Parameters
     ----------
@@ -429,39 +418,31 @@ def load_study(path: str | Path) -> Study:
     Raises
     ------
     ValueError
-        If there is no study, or only shards of one.
+        If there is no study, or files of several.
     lgi.artifacts.ArtifactError
         If a file is damaged.
     """
     path = Path(path)
-    if path.is_dir() and not artifacts.exists(path / "study"):
-        if not (numbers := _chunks_on_disk(path)):
-            hint = "; it holds shards, for lgi.merge_studies" if any(path.glob("shard_*")) else ""
-            raise ValueError(f"there is no study in {path}{hint}")
-        settings = _load_chunk(path, numbers[0]).settings
-        return study_of([_load_chunk(path, number, settings).tensors for number in numbers], settings)
-    path = path / "study" if path.is_dir() else _without_suffix(path)
-    if not artifacts.exists(path):
-        raise ValueError(f"there is no study {path}")
-    stored = artifacts.load(path, name="study", version=_VERSION)
-    return study_of([stored.tensors], stored.settings)
+    files = _files(path) if path.is_dir() else [_without_suffix(path)]
+    if not files or not artifacts.exists(files[0]):
+        raise ValueError(f"there is no study {'in ' * path.is_dir()}{path}")
+    return _put_together([_part(file) for file in files])
 
 
 def _without_suffix(path: str | Path) -> Path:
     path = Path(path)
-    return path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return path.with_suffix("") if path.suffix == ".safetensors" else path
 
 
 def merge_studies(studies: Sequence[Study | str | Path], *, folder: str | Path | None = None) -> Study:
-    """Join the shards of a study.
+    """Put the parts of a study together.
 
     Parameters
     ----------
     studies : sequence of Study or path
-        All shards, in any order; paths as for :func:`load_study`.
+        Its parts, such as the shards of several machines, in any order; paths as for :func:`load_study`.
     folder : path, optional
-        Where to keep the study, in the files that :func:`lgi.worst_case_improvement` writes; ``provenance`` has the
-        seconds and sessions of the shards that are given as paths. The same study may be there already.
+        Where to write the whole, as ``study.safetensors``. The same study may be there already.
 
     Returns
     -------
@@ -471,66 +452,23 @@ def merge_studies(studies: Sequence[Study | str | Path], *, folder: str | Path |
     Raises
     ------
     ValueError
-        If shards are missing, there twice, unfinished, of different studies, or not shards at all: which ones; if the
-        folder holds another study, naming what differs.
+        If samples are missing or there twice, or parts are of different studies: which ones; if the folder holds
+        another study, naming what differs.
     lgi.artifacts.ArtifactError
-        If a file is missing or damaged, or the folder cannot be written.
+        If a file is damaged, or the folder cannot be written.
     """
     if not studies:
-        raise ValueError("expected the shards of a study, got none")
-    shards: dict[int, tuple[str, Study]] = {}
-    first_name, first = "", None
+        raise ValueError("expected the parts of a study, got none")
+    parts = []
     for k, entry in enumerate(studies):
         name, study = (f"study {k + 1}", entry) if isinstance(entry, Study) else (str(entry), load_study(entry))
-        if study.settings["shard"] is None:
-            raise ValueError(f"{name} is no shard, but a study of its own")
-        i, n = study.settings["shard"]
-        if first is None:
-            first_name, first = name, study
-        if n != first.settings["shard"][1]:
-            raise ValueError(f"{first_name} is one of {first.settings['shard'][1]} shards, {name} one of {n}")
-        if found := _differences(first.settings | {"shard": None}, study.settings | {"shard": None}):
-            raise ValueError(f"{first_name} and {name} are shards of different studies: {'; '.join(found)}")
-        if i in shards:
-            raise ValueError(f"shard {i}/{n} is there twice: {shards[i][0]} and {name}")
-        if not study.complete:
-            raise ValueError(f"{name}, shard {i}/{n}, has {len(study)} of {study.n_samples} samples: finish it first")
-        shards[i] = (name, study)
-    if missing := [str(i) for i in range(1, n + 1) if i not in shards]:
-        raise ValueError(f"of {n} shards, these are missing: {', '.join(missing)}")
-    merged = study_of([shards[i][1].columns for i in sorted(shards)], shards[1][1].settings | {"shard": None})
+        parts.append((name, study.settings, study.columns))
+    merged = _put_together(parts)
+    if not merged.complete:
+        absent = ~torch.isin(torch.arange(merged.n_samples), merged.index)
+        numbers = absent.nonzero()[:, 0].tolist()
+        raise ValueError(f"{len(numbers)} of {merged.n_samples} samples are missing, the first is number {numbers[0]}")
     if folder is not None:
-        _keep_merged(merged, [shards[i] for i in sorted(shards)], Path(folder))
+        _settings_to_go_on(merged.settings, Path(folder))
+        merged.save(Path(folder) / "study")
     return merged
-
-
-def _keep_merged(merged: Study, shards: Sequence[tuple[str, Study]], folder: Path) -> None:
-    """Write a merged study, and what is known of how its shards were computed."""
-    _settings_to_go_on(merged.settings, folder)
-    artifacts.check_writable(folder, _ELSEWHERE)
-    known = [kept for name, shard in shards if (kept := _provenance_of(Path(name), shard.settings)) is not None]
-    chunk = torch.cat([torch.zeros(0, dtype=torch.int64), *(kept.tensors["chunk"] for kept in known)])
-    seconds = torch.cat([torch.zeros(0, dtype=torch.float64), *(kept.tensors["seconds"] for kept in known)])
-    artifacts.save(
-        folder / "provenance",
-        {"chunk": chunk, "seconds": seconds},
-        {
-            "seconds": float(seconds.sum()),
-            "sessions": [session for kept in known for session in kept.record["sessions"]],
-            "merged": artifacts.provenance(seed=merged.settings["seed"]),
-        },
-        name="study provenance",
-        settings=merged.settings,
-        version=_VERSION,
-    )
-    merged.save(folder / "study")
-    _remove_chunks(merged.settings, folder)
-
-
-def _provenance_of(path: Path, settings: Mapping[str, Any]) -> artifacts.Artifact | None:
-    """What is kept beside a study on disk, if it is of this one."""
-    beside = (path if path.is_dir() else path.parent) / "provenance"
-    if not artifacts.exists(beside):
-        return None
-    kept = artifacts.load(beside, name="study provenance", version=_VERSION)
-    return kept if kept.settings == settings else None

@@ -13,11 +13,11 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from lgi import artifacts, improvement, study
-from lgi.geodesic import SolverSettings
-from lgi.improvement import worst_case_improvement
+from lgi import algorithm1, artifacts, studies
+from lgi.algorithm1 import worst_case_improvement
 from lgi.metric import PullbackMetric
-from lgi.study import bootstrap_interval, load_study, merge_studies
+from lgi.solver import SolverSettings
+from lgi.studies import bootstrap_interval, load_study, merge_studies
 
 
 class Generator(nn.Module):
@@ -32,6 +32,7 @@ class Generator(nn.Module):
 
 
 METRIC = PullbackMetric(Generator())
+CHUNKS = "lgi_study_chunks"
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def quick_solver(monkeypatch):
             residual=zero, refinement_gain=zero, length_error=zero, n_control=zero.long() + 4, n_rows=zero + 100,
         )  # fmt: skip
 
-    monkeypatch.setattr(improvement, "shorten", shorten)
+    monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
 
 
@@ -55,10 +56,14 @@ def run(folder=None, n=50, metric=METRIC, **options):
     return worst_case_improvement(metric, n, folder=folder, **{"chunk_size": 10, "progress": False} | options)
 
 
+def samples_in(folder):
+    """Bytes of the samples in each file of a folder: without the headers, in which dates and seconds are."""
+    contents = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    return {str(name): content[8 + int.from_bytes(content[:8], "little") :] for name, content in contents.items()}
+
+
 def contents(folder):
-    """What is in a folder, but for dates and seconds."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.stem != "provenance"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def same(a, b):
@@ -111,7 +116,8 @@ def test_samples_without_an_improvement_are_in_no_statistic(quick_solver):
 
 
 def test_pandas_reads_a_study_in_one_line(tmp_path, quick_solver):
-    found = run(tmp_path)
+    found = run()
+    found.save(tmp_path / "study")
     table = pandas.DataFrame(safetensors.numpy.load_file(tmp_path / "study.safetensors"))
     assert len(table) == 50
     assert {"index", "start_0", "start_1", "end_0", "end_1", "straight_length", "improvement", "converged"} <= {*table}
@@ -126,7 +132,7 @@ def test_saved_and_loaded(tmp_path, quick_solver):
     codes = torch.rand(20, 2, dtype=torch.float64)
     found = run(direction="pairs", codes=codes, about={"who": ("me", 1)})
     found.save(tmp_path / "mine")
-    for path in (tmp_path / "mine", str(tmp_path / "mine.safetensors"), tmp_path / "mine.json"):
+    for path in (tmp_path / "mine", str(tmp_path / "mine.safetensors")):
         same(load_study(path), found)
     assert load_study(tmp_path / "mine").start_code.dtype == torch.int64
     record = artifacts.load(tmp_path / "mine", name="study").record
@@ -139,12 +145,10 @@ def test_nothing_to_load(tmp_path, quick_solver):
         load_study(tmp_path)
     with pytest.raises(ValueError, match=r"no study .*nowhere"):
         load_study(tmp_path / "nowhere")
-    run(tmp_path / "shard_1_of_2", shard=(1, 2))
-    with pytest.raises(ValueError, match=r"holds shards, for lgi\.merge_studies"):
+    run(tmp_path)
+    (tmp_path / CHUNKS / "000003.safetensors").write_bytes(b"cut")
+    with pytest.raises(artifacts.ArtifactError, match=r"000003\.safetensors is truncated or was edited"):
         load_study(tmp_path)
-    (tmp_path / "shard_1_of_2" / "study.safetensors").write_bytes(b"cut")
-    with pytest.raises(artifacts.ArtifactError, match="truncated or was edited"):
-        load_study(tmp_path / "shard_1_of_2")
 
 
 # --- interruptions ---------------------------------------------------------------------------------------------------
@@ -152,25 +156,23 @@ def test_nothing_to_load(tmp_path, quick_solver):
 
 def test_folder_changes_nothing(tmp_path, quick_solver):
     same(run(tmp_path), run())
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"{name}.{suffix}" for name in ("study", "provenance") for suffix in ("json", "safetensors")
-    }
-    kept = artifacts.load(tmp_path / "provenance", name="study provenance")
-    assert kept.tensors["chunk"].tolist() == [0, 1, 2, 3, 4]
-    assert kept.record["seconds"] == pytest.approx(kept.tensors["seconds"].sum().item())
-    assert kept.record["sessions"][0]["versions"]["torch"]
+    assert sorted(samples_in(tmp_path)) == [f"{CHUNKS}/{number:06d}.safetensors" for number in range(5)]
+    kept = artifacts.load(tmp_path / CHUNKS / "000004", name="study chunk")
+    assert kept.record["samples"] == [40, 50]
+    assert kept.record["seconds"] > 0
+    assert kept.provenance["versions"]["torch"]
 
 
 def test_finished_study_is_read_not_computed(tmp_path, quick_solver, monkeypatch):
     found = run(tmp_path)
     before = contents(tmp_path)
-    monkeypatch.setattr(improvement, "shorten", None)
+    monkeypatch.setattr(algorithm1, "shorten", None)
     same(run(tmp_path), found)
     assert contents(tmp_path) == before
 
 
 def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
-    real, calls = improvement.shorten, []
+    real, calls = algorithm1.shorten, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -179,7 +181,7 @@ def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(improvement, "shorten", interrupted)
+        patch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     partial, whole = load_study(tmp_path), run()
@@ -201,7 +203,7 @@ class Killed(BaseException):
 def test_a_run_killed_at_any_write_ends_the_same(tmp_path, quick_solver, monkeypatch, done):
     whole = tmp_path / "whole"
     run(whole, 30)
-    expected, real, moment = contents(whole), artifacts.os.replace, -1
+    expected, real, moment = samples_in(whole), artifacts.os.replace, -1
     survived = False
     while not survived:
         moment += 1
@@ -223,9 +225,10 @@ def test_a_run_killed_at_any_write_ends_the_same(tmp_path, quick_solver, monkeyp
             except Killed:
                 pass
         run(folder, 30)
-        assert contents(folder) == expected, moment
-    # Three chunks, study and provenance, two files each.
-    assert moment == 10
+        assert samples_in(folder) == expected, moment
+        assert len(contents(folder)) == len(expected)
+    # Three chunks.
+    assert moment == 3
 
 
 SIGKILL = """
@@ -234,8 +237,8 @@ from pathlib import Path
 import scipy.stats  # imported once, here
 import torch
 torch.set_num_threads(1)
-from lgi.geodesic import SolverSettings
-from lgi.improvement import worst_case_improvement
+from lgi.solver import SolverSettings
+from lgi.algorithm1 import worst_case_improvement
 from lgi.metric import PullbackMetric
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
 quick = SolverSettings(n_control=4, n_iterations=3)
@@ -252,7 +255,7 @@ chunk = (time.monotonic() - begin) / 15
 killed = Path(sys.argv[2])
 def n_chunks():
     try:
-        return sum(name.endswith(".json") for name in os.listdir(killed / "lgi_study_chunks"))
+        return sum(name.endswith(".safetensors") for name in os.listdir(killed / "lgi_study_chunks"))
     except FileNotFoundError:
         return 0
 moments = random.Random(0)
@@ -267,7 +270,7 @@ while goals:
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL)
-    if all((killed / f"study.{half}").exists() for half in ("json", "safetensors")):
+    if n_chunks() == 15:
         # On a busy machine, this process may wake when there is nothing left to kill.
         shutil.rmtree(killed)
     else:
@@ -282,9 +285,9 @@ def test_kill_minus_nine(tmp_path):
     command = [sys.executable, "-c", SIGKILL, tmp_path / "whole", tmp_path / "killed"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    whole = contents(tmp_path / "whole")
-    assert set(whole) == {"study.json", "study.safetensors"}
-    assert contents(tmp_path / "killed") == whole
+    whole = samples_in(tmp_path / "whole")
+    assert len(whole) == 15
+    assert samples_in(tmp_path / "killed") == whole
 
 
 # --- another study in the folder -------------------------------------------------------------------------------------
@@ -298,7 +301,6 @@ def test_kill_minus_nine(tmp_path):
         ({"step_size": 0.5}, "step_size is 1.0, not 0.5"),
         ({"direction": "minimal"}, "direction is 'maximal', not 'minimal'"),
         ({"chunk_size": 5}, "chunk_size is 10, not 5"),
-        ({"shard": (1, 2)}, r"shard is None, not \[1, 2\]"),
         ({"settings": SolverSettings(n_control=7)}, "solver: n_control is 20, not 7"),
         ({"dtype": torch.float32}, "dtype is 'float64', not 'float32'"),
         ({"about": {"model": "x"}}, "about: model is None, not 'x'"),
@@ -338,11 +340,8 @@ def test_order_of_codes_does_not_hang_on_cancellation(tmp_path, quick_solver):
 
 def unfinished(folder, **options):
     """Leave two chunks of five."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, **options)
-    for path in (folder / "lgi_study_chunks").glob("00000[234]*"):
+    run(folder, **options)
+    for path in (folder / CHUNKS).glob("00000[234]*"):
         path.unlink()
 
 
@@ -360,13 +359,14 @@ def test_what_changes_no_result_may_change(tmp_path, quick_solver):
 
 def test_damaged_chunk_is_refused(tmp_path, quick_solver):
     unfinished(tmp_path)
-    (tmp_path / "lgi_study_chunks" / "000001.safetensors").write_bytes(b"cut")
+    (tmp_path / CHUNKS / "000001.safetensors").write_bytes(b"cut")
     with pytest.raises(artifacts.ArtifactError, match=r"000001.safetensors is truncated"):
         run(tmp_path)
 
 
 def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
-    foreign = [tmp_path / "chunks" / "mine.csv", *(tmp_path / "lgi_study_chunks" / f"{n}.json" for n in (2024, "1_b"))]
+    names = (f"{CHUNKS}/{n}.safetensors" for n in (2024, "1_b", "0000001"))
+    foreign = [tmp_path / name for name in ("mine.csv", "000000.safetensors", *names)]
     for file in foreign:
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
@@ -375,55 +375,52 @@ def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
     for _ in range(2):
         same(run(tmp_path), run())
     assert all(file.read_text() == "{}" for file in foreign)
-    assert {file.name for file in (tmp_path / "lgi_study_chunks").iterdir()} == {"2024.json", "1_b.json"}
 
 
-def test_two_shards_in_one_folder_leave_each_other_alone(tmp_path, quick_solver, monkeypatch):
-    real = improvement.shorten
+def test_shards_share_a_folder(tmp_path, quick_solver, monkeypatch):
+    real, calls = algorithm1.shorten, []
 
-    def run_first_with_second_at(folder, number):
-        """Shard 1; when it computes its chunk of that number, shard 2 begins in the same folder."""
-        calls = []
+    def with_company(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            # While the first shard computes its second chunk; from another machine.
+            found = run(tmp_path, shard=(2, 2), metric=PullbackMetric(Generator(1 + 1e-7)))
+            assert (len(found), found.complete) == (40, False)
+        return real(*arguments)
 
-        def with_company(*arguments):
-            calls.append(1)
-            if len(calls) == number:
-                run(folder, shard=(2, 2))
-            return real(*arguments)
-
-        monkeypatch.setattr(improvement, "shorten", with_company)
-        run(folder, shard=(1, 2))
-
-    # The first has written a chunk, and wins.
-    with pytest.raises(ValueError, match=r"another study: shard is \[1, 2\], not \[2, 2\]"):
-        run_first_with_second_at(tmp_path, 2)
-    partial = load_study(tmp_path)
-    assert (partial.settings["shard"], len(partial)) == ([1, 2], 10)
-
-    # The first has written nothing yet, and the second wins.
-    folder = tmp_path / "other"
-    with pytest.raises(ValueError, match=r"another study: shard is \[2, 2\], not \[1, 2\]"):
-        run_first_with_second_at(folder, 1)
-    assert load_study(folder).complete
-    assert load_study(folder).settings["shard"] == [2, 2]
-    assert not (folder / "lgi_study_chunks").exists(), "the first has written beside a finished study"
+    monkeypatch.setattr(algorithm1, "shorten", with_company)
+    same(run(tmp_path, shard=(1, 2)), load_study(tmp_path))
+    assert load_study(tmp_path).complete
+    assert load_study(tmp_path).index.tolist() == list(range(50))
 
 
-def test_study_of_another_kind_keeps_its_neighbours_chunks(tmp_path, quick_solver):
-    """Chunks of shard 2 that lie beside the finished shard 1."""
-    run(tmp_path / "two", shard=(2, 2))
-    run(tmp_path / "one", shard=(1, 2))
-    theirs = tmp_path / "one" / "lgi_study_chunks" / "000004.json"
-    theirs.parent.mkdir()
-    theirs.write_text("theirs")
-    (theirs.parent / "000001.json").write_text("own, left over")
-    run(tmp_path / "one", shard=(1, 2))
-    assert [file.name for file in theirs.parent.iterdir()] == ["000004.json"]
+def test_two_studies_at_once_in_one_folder(tmp_path, quick_solver, monkeypatch):
+    """Who writes a chunk first wins."""
+    real, calls = algorithm1.shorten, []
+
+    def with_company(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            run(tmp_path, seed=1)
+        return real(*arguments)
+
+    monkeypatch.setattr(algorithm1, "shorten", with_company)
+    with pytest.raises(ValueError, match="another study: seed is 1, not 0"):
+        run(tmp_path)
+    same(load_study(tmp_path), run(seed=1))
+
+
+def test_files_of_two_studies_in_one_folder_are_refused(tmp_path, quick_solver):
+    run(tmp_path / "one")
+    run(tmp_path / "two", seed=1)
+    (tmp_path / "two" / CHUNKS / "000003.safetensors").replace(tmp_path / "one" / CHUNKS / "000003.safetensors")
+    with pytest.raises(ValueError, match=r"000000 and .*000003 are of different studies: seed is 0, not 1"):
+        load_study(tmp_path / "one")
 
 
 def test_unwritable_folder_is_refused_before_anything_is_computed(tmp_path, quick_solver, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(improvement, "shorten", None)
+    monkeypatch.setattr(algorithm1, "shorten", None)
     with pytest.raises(artifacts.ArtifactError, match=r"cannot write to .*file.* --out"):
         run(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
@@ -432,11 +429,11 @@ def test_unwritable_folder_is_refused_before_anything_is_computed(tmp_path, quic
 def test_a_study_is_not_written_over_another(tmp_path, quick_solver):
     found = run()
     found.save(tmp_path / "mine")
-    found.save(tmp_path / "mine.json")
+    found.save(tmp_path / "mine.safetensors")
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="mine holds another study: seed is 0, not 1"):
         run(seed=1).save(tmp_path / "mine")
-    part = replace(found, **{name: getattr(found, name)[:10] for name in study._FIELDS if "code" not in name})
+    part = replace(found, **{name: getattr(found, name)[:10] for name in studies._FIELDS if "code" not in name})
     with pytest.raises(ValueError, match="holds 50 samples of this study, more than these 10"):
         part.save(tmp_path / "mine")
     assert contents(tmp_path) == before
@@ -449,64 +446,69 @@ def test_a_study_is_not_written_over_another(tmp_path, quick_solver):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_shards_make_the_same_file(tmp_path, n):
+def test_shards_make_the_same_samples(tmp_path, n):
     options = {"metric": PullbackMetric(Generator()), "n": 47, "settings": SolverSettings(n_control=5)}
-    run(tmp_path / "whole", **options)
+    whole = run(tmp_path / "whole", **options)
     shards = [run(tmp_path / f"{i}", shard=(i, n), **options) for i in range(1, n + 1)]
     assert sum(len(shard) for shard in shards) == 47
-    merge_studies([tmp_path / f"{i}" for i in range(n, 0, -1)]).save(tmp_path / "merged" / "study")
-    assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
-    same(merge_studies(shards), load_study(tmp_path / "whole"))
+    copied = {name: samples for i in range(1, n + 1) for name, samples in samples_in(tmp_path / f"{i}").items()}
+    assert copied == samples_in(tmp_path / "whole")
+    merged = merge_studies([tmp_path / f"{i}" for i in range(n, 0, -1)], folder=tmp_path / "merged")
+    for found in (merged, merge_studies(shards), load_study(tmp_path / "merged")):
+        same(found, whole)
+    whole.save(tmp_path / "saved")
+    assert (tmp_path / "merged" / "study.safetensors").read_bytes() == (tmp_path / "saved.safetensors").read_bytes()
 
 
-def test_shards_that_do_not_make_a_study(tmp_path, quick_solver):
+def test_parts_that_do_not_make_a_study(tmp_path, quick_solver):
     one, two, three = (run(tmp_path / f"{i}", shard=(i, 3)) for i in (1, 2, 3))
     assert len(merge_studies([one, two, three])) == 50
     with pytest.raises(ValueError, match="got none"):
         merge_studies([])
-    with pytest.raises(ValueError, match="of 3 shards, these are missing: 1, 3"):
-        merge_studies([tmp_path / "2"])
-    with pytest.raises(ValueError, match=r"shard 1/3 is there twice: study 1 and .*1"):
-        merge_studies([one, tmp_path / "1", two])
-    with pytest.raises(ValueError, match="study 2 is no shard"):
-        merge_studies([one, run()])
-    with pytest.raises(ValueError, match="study 1 is one of 3 shards, study 2 one of 2"):
-        merge_studies([one, run(shard=(2, 2))])
-    with pytest.raises(ValueError, match="study 1 and study 3 are shards of different studies: seed is 0, not 4"):
+    with pytest.raises(ValueError, match="10 of 50 samples are missing, the first is number 0"):
+        merge_studies([tmp_path / "2", three])
+    with pytest.raises(ValueError, match=r"10 samples are there twice, in study 1 and .*1$"):
+        merge_studies([one, two, tmp_path / "1"])
+    with pytest.raises(ValueError, match="study 1 and study 3 are of different studies: seed is 0, not 4"):
         merge_studies([one, two, run(shard=(3, 3), seed=4)])
     with pytest.raises(ValueError, match="different studies: parameters of the metric differ"):
         merge_studies([one, two, run(shard=(3, 3), metric=PullbackMetric(Generator(0.5)))])
-    cut = replace(three, **{name: getattr(three, name)[:10] for name in study._FIELDS if "code" not in name})
-    with pytest.raises(ValueError, match="study 3, shard 3/3, has 10 of 20 samples: finish it first"):
-        merge_studies([one, two, cut])
     near = run(shard=(3, 3), metric=PullbackMetric(Generator(1 + 1e-7)))
     assert merge_studies([one, two, near]).settings == run().settings
 
 
-def test_merged_shards_are_kept_with_their_provenance(tmp_path, quick_solver):
-    shards = [tmp_path / f"shard_{i}_of_2" for i in (1, 2)]
-    for i, folder in enumerate(shards):
-        run(folder, shard=(i + 1, 2))
+def test_merged_parts_are_kept(tmp_path, quick_solver, monkeypatch):
+    for i in (1, 2):
+        run(tmp_path, shard=(i, 2))
     for _ in range(2):  # the same once more is fine
-        merged = merge_studies([shards[1], shards[0] / "study.safetensors"], folder=tmp_path)
-        same(merged, load_study(tmp_path))
-    kept = artifacts.load(tmp_path / "provenance", name="study provenance", settings=merged.settings)
-    assert kept.tensors["chunk"].tolist() == [0, 1, 2, 3, 4]
-    seconds = [artifacts.load(folder / "provenance", name="study provenance").record["seconds"] for folder in shards]
-    assert kept.record["seconds"] == pytest.approx(sum(seconds))
-    assert len(kept.record["sessions"]) == 2
-    assert kept.record["merged"]["versions"]["torch"]
-    # Of studies in memory nothing is known, but no old record stays either.
-    merge_studies([run(shard=(1, 2)), run(shard=(2, 2))], folder=tmp_path)
-    assert artifacts.load(tmp_path / "provenance", name="study provenance").record["sessions"] == []
+        same(merge_studies([tmp_path], folder=tmp_path), load_study(tmp_path))
+    assert artifacts.load(tmp_path / "study", name="study").record["samples"] == 50
+    monkeypatch.setattr(algorithm1, "shorten", None)
+    same(run(tmp_path), load_study(tmp_path / "study.safetensors"))
 
 
-def test_merged_shards_are_not_written_over_another_study(tmp_path, quick_solver):
+def test_merged_parts_are_not_written_over_another_study(tmp_path, quick_solver):
     shards = [run(shard=(i, 2)) for i in (1, 2)]
-    for begin in (lambda folder: run(folder, seed=1), lambda folder: unfinished(folder, seed=1)):
+    for begin in (lambda folder: run(seed=1).save(folder / "study"), lambda folder: unfinished(folder, seed=1)):
         folder = tmp_path / f"{len([*tmp_path.iterdir()])}"
         begin(folder)
-        before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+        before = contents(folder)
         with pytest.raises(ValueError, match="holds another study: seed is 1, not 0"):
             merge_studies(shards, folder=folder)
-        assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+        assert contents(folder) == before
+
+
+def test_studies_of_version_0_1_are_read_and_gone_on_with(tmp_path, quick_solver):
+    """There, a shard was a study of its own, in a folder of its own, and wrote all its samples into one file."""
+    whole, version = run(), {"name": "study", "version": 2}
+    for i in (1, 2):
+        part = run(shard=(i, 2))
+        old = part.settings | {"shard": [i, 2]}
+        artifacts.save(tmp_path / f"shard_{i}_of_2" / "study", part.columns, {}, settings=old, **version)
+    same(run(tmp_path / "shard_1_of_2", shard=(1, 2)), run(shard=(1, 2)))
+    same(merge_studies([*tmp_path.iterdir()], folder=tmp_path / "merged"), whole)
+    # One that was interrupted.
+    first = {name: column[:10] for name, column in whole.columns.items()}
+    file, old = tmp_path / "unfinished" / CHUNKS / "000000", whole.settings | {"shard": None}
+    artifacts.save(file, first, {"seconds": 1.0}, settings=old, **version | {"name": "study chunk"})
+    same(run(tmp_path / "unfinished"), whole)

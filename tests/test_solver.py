@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lgi import zoo
-from lgi.geodesic import SolverSettings, shorten
-from lgi.geodesic_ode import solve_geodesic_ode
 from lgi.metric import (
     ConformalMetric,
     ExplicitMetric,
@@ -20,6 +18,7 @@ from lgi.metric import (
     curve_energy,
     curve_length,
 )
+from lgi.solver import SolverSettings, shorten, solve_geodesic_ode
 from lgi.spline import CubicBSpline
 
 EXACT = SolverSettings(length_tolerance=1e-12, tolerance=1e-7, progress=False)
@@ -226,7 +225,7 @@ def algorithm_1_pairs(metric, n):
 
 
 shipped = pytest.mark.skipif(
-    not (zoo.artifacts.data_folder() / "models" / "vae1.json").exists(), reason="no shipped VAE1"
+    not (zoo.artifacts.data_folder() / "models" / "vae1.safetensors").exists(), reason="no shipped VAE1"
 )
 
 

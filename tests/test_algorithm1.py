@@ -1,4 +1,4 @@
-"""Algorithm 1 and the comparison of two models: closed forms, directions, samples, errors, command line."""
+"""Algorithm 1: closed forms, directions, samples, errors, command line."""
 
 import math
 import subprocess
@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import lgi
-from lgi import improvement
-from lgi.geodesic import SolverSettings
-from lgi.improvement import compare_models, largest_eigenvectors, main, towards_origin, worst_case_improvement
-from lgi.metric import ExplicitMetric, PullbackMetric
+from lgi import algorithm1
+from lgi.algorithm1 import main, worst_case_improvement
+from lgi.metric import PullbackMetric
+from lgi.solver import SolverSettings
 
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}
@@ -182,17 +180,17 @@ def test_vae1_is_certified_and_never_longer_than_straight(device):
 MEMORY = """
 import resource, sys, torch
 from types import SimpleNamespace
-from lgi import improvement
+from lgi import algorithm1
 from lgi.metric import PullbackMetric
 def shorten(metric, start, end, settings):
     one = torch.ones(len(start))
     names = "straight_length length improvement residual refinement_gain length_error n_control n_rows"
     return SimpleNamespace(converged=one.bool(), **{name: one for name in names.split()})
-improvement.shorten = shorten
+algorithm1.shorten = shorten
 metric = PullbackMetric(lambda z: torch.cat([z, z.sin(), z.cos()], dim=1), latent_dim=2)
-improvement.worst_case_improvement(metric, 2000, progress=False)
+algorithm1.worst_case_improvement(metric, 2000, progress=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = improvement.worst_case_improvement(metric, 20000, progress=False)
+found = algorithm1.worst_case_improvement(metric, 20000, progress=False)
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 columns = sum(column.nbytes for column in found.columns.values())
 print(grown * 1024 / columns)
@@ -208,45 +206,6 @@ def test_memory_is_that_of_the_columns():
 # --- directions ------------------------------------------------------------------------------------------------------
 
 
-def random_rotation(d, seed=0):
-    return torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
-
-
-@settings(max_examples=30)
-@given(d=st.integers(1, 5), data=st.data())
-def test_towards_origin_depends_on_the_space_alone(d, data):
-    k = data.draw(st.integers(1, d))
-    seed = data.draw(st.integers(0, 1000))
-    basis = random_rotation(d, seed)[:, :k]
-    z = torch.randn(d, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    v = towards_origin(basis, z)
-    assert abs(v.norm().item() - 1) < 1e-12
-    # In the space, and the best of it: the projection of -z.
-    projection = basis @ (basis.T @ -z)
-    torch.testing.assert_close(v, projection / projection.norm(), rtol=0, atol=1e-9)
-    other = basis @ random_rotation(k, seed + 2)
-    torch.testing.assert_close(towards_origin(other, z), v, rtol=0, atol=1e-9)
-    # Columns that are 0 are none.
-    torch.testing.assert_close(towards_origin(torch.cat([basis, 0 * basis], dim=1), z), v, rtol=0, atol=1e-12)
-
-
-def test_sign_is_fixed_where_the_origin_decides_nothing():
-    diagonal = torch.tensor([1.0, 1.0], dtype=torch.float64) / math.sqrt(2)
-    across = torch.tensor([2.0, -2.0], dtype=torch.float64)
-    for sign in (1, -1):
-        for z in (torch.zeros_like(across), across, across + 1e-12 * diagonal, across - 1e-12 * diagonal):
-            torch.testing.assert_close(towards_origin((sign * diagonal)[:, None], z), diagonal)
-    # The first axis that is not nearly perpendicular, not the longest component by a hair.
-    for e in (1e-9, -1e-9):
-        v = towards_origin(
-            (diagonal * torch.tensor([1 + e, -1 + e], dtype=torch.float64))[:, None], torch.zeros(2).double()
-        )
-        assert v[0] > 0
-        assert v[1] < 0
-    v = towards_origin(torch.tensor([[-1e-7], [-1.0]]).double(), torch.tensor([1.0, 0.0]).double())
-    assert v[1] > 0
-
-
 def test_ends_do_not_depend_on_the_signs_of_lapack():
     class Flipped(PullbackMetric):
         def eigh(self, z):
@@ -255,56 +214,6 @@ def test_ends_do_not_depend_on_the_signs_of_lapack():
 
     decoder = Decoder()
     assert torch.equal(study(Flipped(decoder)).end, study(PullbackMetric(decoder)).end)
-
-
-@pytest.mark.parametrize("d", [1, 2, 5, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lanczos_equals_eigh(d, dtype):
-    metric = PullbackMetric(Decoder(d, dtype=dtype))
-    z = torch.randn(20, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    first = torch.randn(20, d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    found = largest_eigenvectors(metric, z.to(dtype), first)
-    expected = metric.eigh(z.to(dtype))[1][..., -1].double()
-    tolerance = 1e-3 if dtype == torch.float32 else 1e-7
-    assert (1 - (found * expected).sum(-1).abs()).abs().max() < tolerance**2 * 10
-    assert (found.norm(dim=1) - 1).abs().max() < 1e-6
-
-
-def test_lanczos_takes_few_products_and_any_spectrum():
-    d = 300
-    eigenvalues = torch.linspace(0, 1, d, dtype=torch.float64)
-    eigenvalues[0] = 1.5
-    Q = random_rotation(d)
-    calls = 0
-
-    class Counted(ExplicitMetric):
-        def apply(self, z, v):
-            nonlocal calls
-            calls += 1
-            return super().apply(z, v)
-
-    metric = Counted(lambda z: (Q * eigenvalues @ Q.T).expand(len(z), d, d))
-    first = torch.randn(3, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = largest_eigenvectors(metric, torch.zeros(3, d, dtype=torch.float64), first)
-    assert calls < 50
-    torch.testing.assert_close((found @ Q[:, 0]).abs(), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-12)
-    # Of rank one, exact after two products; of rank none, any direction will do.
-    for scale in (1.0, 0.0):
-        metric = ExplicitMetric(lambda z, scale=scale: scale * torch.outer(Q[0], Q[0]).expand(len(z), d, d))
-        found = largest_eigenvectors(metric, torch.zeros(3, d, dtype=torch.float64), first)
-        assert (found.norm(dim=1) - 1).abs().max() < 1e-9
-        if scale:
-            torch.testing.assert_close((found @ Q[0]).abs(), torch.ones(3, dtype=torch.float64))
-
-
-def test_lanczos_says_when_it_is_not_exact(monkeypatch):
-    d = 150
-    eigenvalues = 1 - 1e-6 * torch.linspace(0, 1, d, dtype=torch.float64) ** 0.5
-    metric = ExplicitMetric(lambda z: torch.diag(eigenvalues).expand(len(z), d, d))
-    first = torch.randn(2, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr(improvement, "_MOST_PRODUCTS", 5)
-    with pytest.warns(UserWarning, match="2 of 2 maximal eigenvectors are not exact after 5 products"):
-        largest_eigenvectors(metric, torch.zeros(2, d, dtype=torch.float64), first)
 
 
 def test_eigenvectors_are_chosen_by_dimension():
@@ -359,7 +268,7 @@ def test_inference_mode_changes_nothing():
 
 
 def test_the_module_is_there_at_once():
-    code = "import sys, lgi; assert 'lgi.improvement' not in sys.modules; print(lgi.improvement.main)"
+    code = "import sys, lgi; assert 'lgi.algorithm1' not in sys.modules; print(lgi.algorithm1.main)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -431,156 +340,6 @@ def test_lines_of_length_zero_are_left_out():
     assert "none with an improvement" in str(flat)
 
 
-# --- two models ------------------------------------------------------------------------------------------------------
-
-
-def pairs(n=12, d=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
-
-
-def test_a_model_equals_itself():
-    metric, ends = PullbackMetric(Decoder()), pairs()
-    found = compare_models(metric, metric, *ends, *ends, threshold=0.0, settings=QUICK)
-    assert torch.equal(found.difference, torch.zeros(12, dtype=torch.float64))
-    assert found.comparable.all()
-    assert found.improvement_a.max() > 0.01
-    assert found.mean_difference == 0
-    assert found.confidence_interval == (0, 0)
-    assert found.signed_rank == (0, 1)
-    assert found.rank_correlation.statistic == pytest.approx(1)
-    assert torch.equal(found.order, torch.arange(12))
-
-
-def test_rotated_latent_space_and_scaled_output_change_nothing():
-    decoder, (start, end), R = Decoder(3), pairs(d=3), random_rotation(3)
-    exact = SolverSettings(tolerance=1e-4, progress=False)
-    other = PullbackMetric(lambda z: 7 * decoder(z @ R))
-    found = compare_models(
-        PullbackMetric(decoder), other, start, end, start @ R.T, end @ R.T, threshold=1e-4, settings=exact
-    )
-    torch.testing.assert_close(found.improvement_a, found.improvement_b, rtol=0, atol=1e-4)
-    torch.testing.assert_close(7 * found.straight_length_a, found.straight_length_b, rtol=1e-9, atol=0)
-    assert found.comparable.all()
-    assert found.converged_a.all()
-    assert found.converged_b.all()
-
-
-def test_permutation_of_pairs_permutes_the_result():
-    a, b = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1))
-    first, second, order = pairs(), pairs(seed=1), torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    plain = compare_models(a, b, *first, *second, settings=QUICK)
-    mixed = compare_models(a, b, *(x[order] for x in (*first, *second)), settings=QUICK)
-    for name in ("improvement_a", "improvement_b", "length_a", "length_b", "difference"):
-        torch.testing.assert_close(getattr(mixed, name), getattr(plain, name)[order], rtol=1e-6, atol=1e-9)
-    assert torch.equal(order[mixed.order], plain.order)
-    assert mixed.signed_rank.p_value == pytest.approx(plain.signed_rank.p_value)
-
-
-def test_models_may_differ_in_everything():
-    a, b = PullbackMetric(Decoder()), PullbackMetric(Decoder(5, seed=1, dtype=torch.float32))
-    start, end = (x.float() for x in pairs(d=5, seed=1))
-    found = compare_models(a, b, *pairs(), start, end, 0.05, settings=QUICK, settings_b=SolverSettings(n_iterations=0))
-    assert found.improvement_b.max() == 0  # without iterations, the line stays as it is
-    difference = found.improvement_a.double() - found.improvement_b.double()
-    assert torch.equal(found.difference, difference)
-    assert torch.equal(found.comparable, difference.abs() <= 0.05)
-    assert 0 < found.comparable.sum() < 12
-    assert (difference.abs()[found.order].diff() >= 0).all()
-    with pytest.raises(ValueError, match="no rank correlation"):
-        _ = found.rank_correlation
-
-
-def compared(a, b, threshold=0.02):
-    """Comparison of improvements that are given."""
-    others = ("straight_length", "length", "converged", "residual", "curve")
-    rest = {f"{name}_{m}": torch.ones(len(a)) for name in others for m in "ab"}
-    return improvement.Comparison(improvement_a=a, improvement_b=b, threshold=threshold, relative=False, **rest)
-
-
-def test_comparable_whichever_model_improves_more():
-    a, b = torch.tensor([0.10, 0.30, 0.20, 0.05]), torch.tensor([0.11, 0.10, 0.50, 0.03])
-    found = compared(a, b, threshold=0.015)
-    assert found.comparable.tolist() == [True, False, False, False]
-    assert found.order.tolist() == [0, 3, 1, 2]
-
-
-def test_threshold_may_be_relative():
-    a, b, first, second = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1)), pairs(), pairs(seed=1)
-    found = compare_models(a, b, *first, *second, threshold=0.88, relative=True, settings=QUICK)
-    x, y = found.improvement_a, found.improvement_b
-    assert torch.equal(found.comparable, (x - y).abs() <= 0.88 * torch.maximum(x, y))
-    assert not torch.equal(found.comparable, (x - y).abs() <= 0.88 * torch.minimum(x, y))
-    assert 0 < found.comparable.sum() < 12
-    # Where neither model improves anything, they agree.
-    affine = PullbackMetric(analytic.AffineDecoder.random())
-    assert compare_models(affine, affine, *first, *first, 0.0, relative=True, settings=QUICK).comparable.all()
-
-
-def test_paired_statistics():
-    found = compare_models(
-        PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1)), *pairs(40), *pairs(40, seed=1), settings=QUICK
-    )
-    x, y = found.improvement_a.numpy(), found.improvement_b.numpy()
-    assert found.mean_difference == pytest.approx((x - y).mean())
-    assert (x > y).any()
-    assert (x < y).any()
-    assert (np.diff(np.abs(x - y)[found.order]) >= 0).all()
-    low, high = found.confidence_interval
-    half_width = 1.96 * (x - y).std(ddof=1) / math.sqrt(40)
-    assert low == pytest.approx(found.mean_difference - half_width, abs=0.4 * half_width)
-    assert high == pytest.approx(found.mean_difference + half_width, abs=0.4 * half_width)
-    assert found.signed_rank.p_value == pytest.approx(scipy.stats.wilcoxon(x, y).pvalue)
-    assert found.rank_correlation.statistic == pytest.approx(
-        np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1]
-    )
-
-
-def test_the_curves_are_those_measured():
-    metrics = PullbackMetric(Decoder()), PullbackMetric(Decoder(seed=1))
-    ends = pairs(5), pairs(5, seed=1)
-    found = compare_models(*metrics, *ends[0], *ends[1], settings=QUICK)
-    for m, metric, (start, end) in zip("ab", metrics, ends, strict=True):
-        curve, length = getattr(found, f"curve_{m}"), getattr(found, f"length_{m}")
-        torch.testing.assert_close(curve(torch.tensor([0.0, 1.0], dtype=start.dtype)), torch.stack([start, end], dim=1))
-        torch.testing.assert_close(lgi.curve_length(metric, curve), length, rtol=1e-3, atol=0)
-
-
-def test_differences_within_rounding_are_zeros():
-    """A model in two precisions: without effect, however regular the rounding."""
-    fine = torch.linspace(0.01, 0.3, 30, dtype=torch.float64)
-    assert compared(fine.float(), fine + 2e-7).signed_rank == (0, 1)
-    assert compared(fine, fine + 2e-7).signed_rank.p_value < 1e-3
-    shift = 0.01 * fine * (fine > 0.15)
-    exact = scipy.stats.wilcoxon(shift.numpy())
-    assert compared(fine.float(), fine + shift).signed_rank.p_value == pytest.approx(exact.pvalue)
-
-
-def test_bad_comparisons():
-    metric, (start, end) = PullbackMetric(Decoder()), pairs()
-    same = end.clone()
-    same[[3, 7]] = start[[3, 7]]
-    with pytest.raises(ValueError, match="model a: pairs 3, 7 have identical end points"):
-        compare_models(metric, metric, start, same, start, end)
-    with pytest.raises(ValueError, match="model b: pairs 3, 7 have identical end points"):
-        compare_models(metric, metric, start, end, start, same)
-    flat = PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1)
-    with pytest.raises(ValueError, match=r"model b: pairs 0, 1, .* and 2 more have end points without a distance"):
-        compare_models(metric, flat, start, end, start, end, settings=QUICK)
-    with pytest.raises(ValueError, match=r"start_b as codes .* like start_a \(12, 2\), got \(5, 2\)"):
-        compare_models(metric, metric, start, end, start[:5], end[:5])
-    with pytest.raises(ValueError, match="start_a as codes"):
-        compare_models(metric, metric, start[0], end[0], start[0], end[0])
-    with pytest.raises(ValueError, match="got a list"):
-        compare_models(metric, metric, start, end, start, end.tolist())
-    with pytest.raises(ValueError, match=r"model b: expected start and end of one shape"):
-        compare_models(metric, metric, start, end, start, end[:, :1])
-    with pytest.raises(ValueError, match="threshold"):
-        compare_models(metric, metric, start, end, start, end, -0.1)
-    with pytest.raises(TypeError, match="expected a metric"):
-        compare_models(Decoder(), metric, start, end, start, end)
-
-
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
@@ -588,26 +347,27 @@ def test_command_line(tmp_path, capsys):
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "5", "--device", "cpu"]
     options += ["--seed", "3", "--out", str(tmp_path)]
     # In a process of its own: the module must not be imported twice, nor warn of anything.
-    command = [sys.executable, "-W", "error", "-m", "lgi.improvement", *options, "--shard", "1/2"]
+    command = [sys.executable, "-W", "error", "-m", "lgi.algorithm1", *options, "--shard", "1/2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "mean relative improvement" in done.stdout
     assert main([*options, "--shard", "2/2"]) == 0
-    assert main(["merge", *map(str, tmp_path.glob("shard_*")), "--out", str(tmp_path)]) == 0
-    merged = lgi.load_study(tmp_path)
-    assert str(merged) in capsys.readouterr().out
+    shared = lgi.load_study(tmp_path)
+    assert str(shared) in capsys.readouterr().out
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path / "merged")]) == 0
+    merged = lgi.load_study(tmp_path / "merged")
+    assert str(merged) == str(shared)
     metric = PullbackMetric(lgi.load_model("vae2").decoder)
     expected = study(metric, 6, seed=3, chunk_size=2, settings=SolverSettings(n_control=5))
     assert torch.equal(merged.start, expected.start)
     torch.testing.assert_close(merged.length, expected.length, rtol=1e-4, atol=0)
     assert merged.settings["about"] == {"model": "vae2", "std": "rbf", "feature_map": None}
     # Once more is fine; over another study is not.
-    shards = [*map(str, tmp_path.glob("shard_*"))]
-    assert main(["merge", *shards, "--out", str(tmp_path)]) == 0
+    assert main(["merge", str(tmp_path), "--out", str(tmp_path / "merged")]) == 0
+    study(metric, 6, seed=4, chunk_size=2).save(tmp_path / "other" / "study")
     with pytest.raises(SystemExit):
-        main(["merge", *shards, "--out", shards[0]])
+        main(["merge", str(tmp_path), "--out", str(tmp_path / "other")])
     assert "another study" in capsys.readouterr().err
-    assert len(lgi.load_study(shards[0])) < 6
     # A second call reads; one of another study is refused.
     assert main([*options, "--shard", "2/2"]) == 0
     with pytest.raises(SystemExit) as refusal:
@@ -628,7 +388,7 @@ def test_command_line(tmp_path, capsys):
         (["--model", "vae1", "--out", "x", "--n-control", "2"], "n_control"),
         (["--model", "vae1", "--out", "x", "--device", "abacus"], "abacus"),
         (["merge", "nowhere", "--out", "x"], "nowhere"),
-        (["merge", "--out", "x"], "SHARD"),
+        (["merge", "--out", "x"], "PART"),
     ],
 )
 def test_command_line_refuses(arguments, message, tmp_path, monkeypatch, capsys):
@@ -656,7 +416,7 @@ def test_command_line_options_reach_the_study(tmp_path, capsys):
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     calls = 0
-    real = improvement.shorten
+    real = algorithm1.shorten
 
     def interrupted(*arguments):
         nonlocal calls
@@ -665,7 +425,7 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(improvement, "shorten", interrupted)
+    monkeypatch.setattr(algorithm1, "shorten", interrupted)
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
         main([*options, "--out", str(tmp_path)])
@@ -677,7 +437,7 @@ def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
 def test_command_line_takes_the_generator_of_the_gan(tmp_path, monkeypatch):
     gan = SimpleNamespace(generator=Decoder(dtype=torch.float32))
-    monkeypatch.setattr(improvement.zoo, "load_model", lambda name, device: {"gan": gan}[name])
+    monkeypatch.setattr(algorithm1.zoo, "load_model", lambda name, device: {"gan": gan}[name])
     options = ["--model", "gan", "--samples", "2", "--n-control", "4", "--quiet", "--device", "cpu"]
     assert main([*options, "--out", str(tmp_path)]) == 0
     found = lgi.load_study(tmp_path)

@@ -1,0 +1,255 @@
+"""The paper's metric: the pull-back of a generator, seen directly or through a feature map (eqs 1-4, App. E)."""
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from lgi.metric.base import Metric, square_root
+from lgi.metric.batching import check_points, first_point
+from lgi.metric.generators import FeatureMap, Generator, Layout, Outputs, probe, refuse_train_mode
+
+
+class PullbackMetric(Metric):
+    r"""Pull-back metric of a generator, optionally through a feature map.
+
+    With the Jacobian ``J`` of a deterministic generator, ``J_mu`` and ``J_sigma`` of a stochastic one, and
+    ``M_F = J_F^T J_F`` of a feature map, taken at the mean:
+
+    - eq. 1: ``M = J^T J``
+    - eq. 2: ``M = J_mu^T J_mu + J_sigma^T J_sigma``
+    - eq. 3: ``M = J^T M_F J``
+    - eq. 4: ``M = J_mu^T M_F J_mu + J_sigma^T diag(M_F) J_sigma`` (App. E)
+
+    Parameters
+    ----------
+    generator : callable
+        ``(n, d) -> (n, *data_shape)`` (deterministic) or ``-> (mean, std)``, each ``(n, *data_shape)`` (stochastic).
+        A row of the output must depend on its own row of the input alone: batch norm and dropout in eval mode.
+    feature_map : callable, optional
+        ``(n, *data_shape) -> (n, *feature_shape)``, of the same kind.
+    latent_dim : int, optional
+        ``d``; by default ``generator.latent_dim`` if there is one, else that of the first points given.
+    chunk_size : int, optional
+        Points processed at a time. By default as many as have about 520,000 output values (CPU) or 33 million
+        (GPU); fewer are advisable for a feature map with large inner activations.
+    n_probes : int, optional
+        Estimate ``diag(M_F)`` in eq. 4 by Hutchinson's method with so many random signs; by default it is exact. The
+        relative error of an entry is at most ``sqrt(2 / n_probes)`` (one standard deviation).
+    seed : int
+        Of these signs. They are the same at all points, so that the metric remains a smooth function of ``z``.
+
+    Raises
+    ------
+    ValueError
+        From any method: if ``z`` is not floating point or has another last dimension; if a module with batch norm,
+        dropout or spectral norm is in train mode; if outputs lack the batch dimension, mix rows, differ in shape, are
+        cut off from ``z``, or are not finite.
+
+    Warns
+    -----
+    UserWarning
+        If the output is not larger than the latent space: the metric is then degenerate, or only a change of
+        coordinates.
+
+    Notes
+    -----
+    Derivatives are taken in forward mode (`torch.func.jvp`), in all ``d`` directions at once by `torch.func.vmap` over
+    the directions, which computes the values only once. Where a function has no forward derivative (`torch.cdist`), or
+    loses it (scripted modules), reverse mode is applied twice instead; the first point shows which is needed. Where
+    the output is smaller than ``d``, the tensor is made of reverse passes.
+
+    With ``K`` features and ``D`` data values, the exact diagonal in eq. 4 takes ``K`` reverse passes over the feature
+    map, or ``D`` forward passes where these are fewer; an estimate takes ``n_probes``.
+
+    References
+    ----------
+    Michelis & Becker (2021), eqs 1-4 and App. E. Arvanitidis, Hansen & Hauberg (2018) for eq. 2. Bekas, Kokiopoulou &
+    Saad (2007) for the estimated diagonal.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        feature_map: FeatureMap | None = None,
+        *,
+        latent_dim: int | None = None,
+        chunk_size: int | None = None,
+        n_probes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not callable(generator) or not (feature_map is None or callable(feature_map)):
+            raise ValueError(f"expected callables, got generator {generator!r} and feature map {feature_map!r}")
+        for name, value in (("latent_dim", latent_dim), ("chunk_size", chunk_size), ("n_probes", n_probes)):
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} to be at least 1, got {value}")
+        self.generator = generator
+        self.feature_map = feature_map
+        self.latent_dim = getattr(generator, "latent_dim", None) if latent_dim is None else latent_dim
+        self.chunk_size = chunk_size
+        self.n_probes = n_probes
+        self.seed = seed
+        self._outputs = Outputs(generator, feature_map)
+        self._layout: Layout | None = None
+        refuse_train_mode(generator, feature_map)
+
+    def __repr__(self) -> str:
+        names = [type(f).__name__ for f in (self.generator, self.feature_map) if f is not None]
+        return f"PullbackMetric({', '.join(names)})"
+
+    def has_embedding(self, z: Tensor) -> bool:
+        """Whether the metric is the pull-back of a map: eqs 1 to 3, not eq. 4.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+            Any point: a generator shows only when called whether it is stochastic.
+        """
+        check_points(z, self.latent_dim)
+        return not self._layout_at(first_point(z)).weighted
+
+    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
+        """The metric as a sum of the pull-back of a map and of what is left: the two terms of eq. 4.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+            Any point.
+
+        Returns
+        -------
+        embedded, rest : Metric or None
+            In eq. 4 the metric of the mean, ``J_mu^T M_F J_mu``, and ``J_sigma^T diag(M_F) J_sigma``; else all of the
+            metric and None.
+        """
+        if self.has_embedding(z):
+            return self, None
+        decode, d, rows = self._outputs.decode, self.latent_dim, self.chunk_size
+        mean = PullbackMetric(lambda z: decode(z)[0], self.feature_map, latent_dim=d, chunk_size=rows)
+        return mean, _StdTerm(self)
+
+    def _layout_at(self, z: Tensor) -> Layout:
+        """What the generator is, seen at points ``z (n, d)``.
+
+        The one place where a metric changes itself: at the first points that it is given it looks at the generator, and
+        learns its latent dimension unless it was told. It looks again where dtype or device of the points change: they
+        may not fit the generator, or lead it down another path.
+        """
+        check_points(z, self.latent_dim)
+        if self._layout is None or (self._layout.dtype, self._layout.device) != (z.dtype, z.device):
+            self._layout = probe(self._outputs, z[:1])
+            self.latent_dim = z.shape[-1]
+        return self._layout
+
+    def _factor(self, J_h: Tensor, mean: Tensor, layout: Layout) -> Tensor:
+        """``A`` of which ``M = A^T A`` (eqs 1-4), from the Jacobian of ``h`` (:class:`Outputs`).
+
+        ``J_h`` comes as columns (n, d, m), or multiplied by a vector (n, m), and so does ``A``; ``mean`` is (n, ...).
+        """
+        if not layout.weighted:
+            # eqs 1-3: A is J_mu, or J_mu above J_sigma, or J_F J_mu; h is made so that its Jacobian is just that.
+            return J_h
+        # eq. 4: M = J_mu^T M_F J_mu + J_sigma^T diag(M_F) J_sigma, where M_F = J_F^T J_F at the mean.
+        J_F_J_mu, J_sigma = J_h.split([layout.n_features, layout.n_data], dim=-1)
+        diagonal = self._feature_diagonal(mean, layout).reshape(len(mean), *[1] * (J_h.ndim - 2), -1)
+        return torch.cat([J_F_J_mu, square_root(diagonal) * J_sigma], dim=-1)
+
+    def _feature_diagonal(self, mean: Tensor, layout: Layout) -> Tensor:
+        """``diag(M_F)`` (n, D): entry ``j`` is the squared norm of column ``j`` of ``J_F``."""
+        assert self.feature_map is not None
+        n = len(mean)
+        if self.n_probes is None and layout.n_features > layout.n_data and layout.forward:
+            columns = []
+            for j in range(layout.n_data):
+                direction = mean.new_zeros(n, layout.n_data)
+                direction[:, j] = 1
+                column = jvp(self.feature_map, (mean,), (direction.reshape(mean.shape),))[1]
+                columns.append(column.reshape(n, -1).square().sum(-1))
+            return torch.stack(columns, dim=-1)
+        features, pull = vjp(self.feature_map, mean)[:2]
+        if self.n_probes is None:
+            cotangents = torch.eye(layout.n_features, dtype=features.dtype, device=features.device)
+        else:
+            signs = torch.Generator().manual_seed(self.seed)
+            cotangents = torch.randint(2, (self.n_probes, layout.n_features), generator=signs).to(features) * 2 - 1
+        # One pass after the other, so that memory does not grow with their number unless a graph is recorded.
+        squares = (pull(u.expand(n, -1).reshape(features.shape))[0].reshape(n, -1).square() for u in cotangents)
+        return sum(squares, mean.new_zeros(())) / (self.n_probes or 1)
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        columns = self._columns(z)[1]
+        return columns @ columns.mT
+
+    def _precise_tensor(self, z: Tensor) -> Tensor:
+        columns = self._columns(z)[1].double()
+        return columns @ columns.mT
+
+    def _squared_speed(self, z: Tensor, v: Tensor) -> Tensor:
+        return self._push(z, v).square().sum(-1)
+
+    def _linearise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return super()._linearise(z) if self._layout_at(z).weighted else self._columns(z)
+
+    def _embed(self, z: Tensor) -> Tensor:
+        return super()._embed(z) if self._layout_at(z).weighted else self._outputs.values(z)[0]
+
+    def _push(self, z: Tensor, v: Tensor) -> Tensor:
+        """``A v`` (n, m)."""
+        layout = self._layout_at(z)
+        if layout.forward:
+            _, tangent, mean = self._outputs.forward(z, v)
+        else:
+            _, push, mean = self._outputs.reverse_twice(z)
+            tangent = push(v)
+        return self._factor(tangent, mean, layout)
+
+    def _columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``h(z)`` (n, m), and the columns (n, d, m) of ``A``."""
+        layout = self._layout_at(z)
+        directions = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        if not layout.weighted and layout.n_values < z.shape[-1]:
+            value, pull, _ = self._outputs.reverse(z)
+            rows = torch.eye(layout.n_values, dtype=value.dtype, device=value.device)
+            return value, torch.stack([pull(row.expand_as(value)) for row in rows], dim=-1)
+        if layout.forward:
+            # Values and mean do not depend on the direction: vmap computes them once, and repeats them without a copy.
+            forward = vmap(lambda e: self._outputs.forward(z, e.expand_as(z)), out_dims=(0, 1, 0))
+            values, columns, means = forward(directions)
+            value, mean = values[0], means[0]
+        else:
+            value, push, mean = self._outputs.reverse_twice(z)
+            columns = torch.stack([push(direction.expand_as(z)) for direction in directions], dim=1)
+        return value, self._factor(columns, mean, layout)
+
+    def _prepare(self, z: Tensor) -> int:
+        # At every call: since the last one, the model may have been put back into train mode.
+        refuse_train_mode(self.generator, self.feature_map)
+        layout = self._layout_at(z)
+        if self.chunk_size is not None:
+            return self.chunk_size
+        per_point = layout.n_values + layout.n_data
+        if layout.weighted and torch.is_grad_enabled():
+            # Each pass over the feature map leaves a graph behind.
+            per_point += layout.n_data * (self.n_probes or min(layout.n_features, layout.n_data))
+        # Output values of a chunk. On a CPU its intermediate tensors, of some MB, then stay in the cache; on a GPU they
+        # keep the device busy, and are small beside its memory.
+        n_values = 1 << 19 if z.device.type == "cpu" else 1 << 25
+        # 2^14: where an output has only a few values, it is the activations inside the generator that take memory.
+        return max(1, min(n_values // per_point, 1 << 14))
+
+
+class _StdTerm(Metric):
+    """What the standard deviation contributes to eq. 4, ``J_sigma^T diag(M_F) J_sigma``."""
+
+    def __init__(self, metric: PullbackMetric) -> None:
+        self.metric = metric
+        self.latent_dim = metric.latent_dim
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        columns = self.metric._columns(z)[1][..., self.metric._layout_at(z).n_features :]
+        return columns @ columns.mT
+
+    def _squared_speed(self, z: Tensor, v: Tensor) -> Tensor:
+        return self.metric._push(z, v)[:, self.metric._layout_at(z).n_features :].square().sum(-1)
+
+    def _prepare(self, z: Tensor) -> int:
+        return self.metric._prepare(z)

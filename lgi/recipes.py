@@ -1,0 +1,321 @@
+"""The recipes of the shipped models, and what is trained by them: read where it is on disk, trained where it is not.
+
+``python -m lgi.recipes`` (``make models``) trains the shipped models anew and writes them to ``data/models``.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lgi import artifacts, datasets
+from lgi.features import LogisticRegression
+from lgi.inversion import invert
+from lgi.models import GAN, VAE, Architecture, Decoder, fuse, pick_device
+from lgi.progress import progress_bar
+from lgi.training import (
+    RECIPE_VERSION,
+    GANSettings,
+    TrainingSettings,
+    distance_to_generated,
+    evaluate,
+    fit_rbf_precision,
+    kl_to_prior,
+    pixelwise_std,
+    stream_of,
+    train_gan,
+    train_vae,
+)
+from lgi.zoo import restore_logistic_regression
+
+OnRecord = Callable[[str, int, int, Mapping[str, float]], None]
+"""Called with (phase, step, number of steps, record)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a trained VAE. Its hash keys the artefact."""
+
+    dataset: str = "mnist"
+    digits: tuple[int, ...] = datasets.DIGITS
+    architecture: Architecture = field(default_factory=Architecture)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    likelihood: str = field(default="gaussian", metadata={"added_later": True})
+
+
+# hidden = 67 makes VAE1 16.05 times as large as VAE2; the paper asks for 16 and does not give the architectures.
+RECIPES: dict[str, Recipe] = {
+    "vae1": Recipe(architecture=Architecture(channels=(16, 32), hidden=67, normalisation="batch", activation="silu")),
+    "vae2": Recipe(architecture=Architecture(channels=(4, 8), hidden=16, normalisation="spectral", activation="gelu")),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GANRecipe:
+    """Everything that determines a trained GAN: data, architecture, training. Its hash keys the artefact."""
+
+    dataset: str = "mnist"
+    digits: tuple[int, ...] = datasets.DIGITS
+    architecture: Architecture = field(default_factory=lambda: Architecture(normalisation="none"))
+    training: GANSettings = field(default_factory=GANSettings)
+
+
+# Beside RECIPES, which are the paper's two models. About as many parameters as VAE1 and as many latent dimensions, so
+# that pictures can be compared: two are enough for all four digits to be generated equally often.
+GAN_RECIPES: dict[str, GANRecipe] = {"gan": GANRecipe()}
+
+
+def train_or_load(
+    name: str,
+    recipe: Recipe | GANRecipe | None = None,
+    *,
+    retrain: bool = False,
+    device: str = "auto",
+    download: bool = False,
+    on_record: OnRecord | None = None,
+) -> artifacts.Artifact:
+    """Trained VAE or GAN of a recipe: read where it is recorded, trained where it is not.
+
+    Parameters
+    ----------
+    name
+        Of the artefact; "vae1", "vae2" and "gan" are shipped.
+    recipe
+        Settings; by default those of the shipped model of this name. Any change makes it another artefact.
+    retrain
+        Train even if the result is on disk.
+    device
+        Where to train.
+    download
+        Whether MNIST may be downloaded.
+    on_record
+        Called with (phase, step, number of steps, record) at each step; phase is "vae", "rbf" or "gan".
+
+    Returns
+    -------
+    lgi.artifacts.Artifact
+        Tensors ``model.*``, ``codes.z``, ``codes.std``, ``codes.label``, ``codes.index``; record
+        ``n_parameters``, ``history``, ``evaluation`` and, of a VAE, ``rbf_history``. The codes of a GAN are found by
+        inversion of the test images. See :func:`lgi.zoo.restore_vae` and :func:`lgi.zoo.restore_gan`.
+    """
+    recipe = _recipe(name, recipe)
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if isinstance(recipe, GANRecipe):
+            return _train_gan(name, recipe, pick_device(device), download, on_record)
+        return _train(name, recipe, pick_device(device), download, on_record)
+
+    artifact = artifacts.load_or_compute(
+        name, recipe, compute, version=RECIPE_VERSION, folder="models", recompute=retrain
+    )
+    if artifact.source == "computed":
+        # Not before: until the result is on disk, the checkpoint is all that a full disk or a kill leaves.
+        artifacts.remove(_checkpoint_of(name, recipe))
+    return artifact
+
+
+def fit_or_load_logistic_regression(
+    *,
+    dataset: str = "mnist",
+    digits: tuple[int, ...] = datasets.DIGITS,
+    inverse_penalty: float = 1.0,
+    refit: bool = False,
+    download: bool = False,
+) -> artifacts.Artifact:
+    """Logistic regression on the training images, by scikit-learn: read where it is recorded, fitted where not.
+
+    Parameters
+    ----------
+    dataset, digits
+        Training data.
+    inverse_penalty
+        C of scikit-learn (its default).
+    refit
+        Fit even if the result is on disk.
+    download
+        Whether MNIST may be downloaded.
+
+    Returns
+    -------
+    lgi.artifacts.Artifact
+        Tensors ``weight``, ``bias``, ``classes``; record ``train_accuracy``, ``test_accuracy`` (fractions).
+        :func:`lgi.zoo.restore_logistic_regression` makes the module of it.
+    """
+    settings = {"dataset": dataset, "digits": digits, "inverse_penalty": inverse_penalty}
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        train = datasets.load(dataset, "train", digits=digits, download=download)
+        test = datasets.load(dataset, "test", digits=digits, download=download)
+        model = LogisticRegression.fit_images(train.images, train.label, C=inverse_penalty)
+        accuracy = {
+            "train_accuracy": model.accuracy(train.images, train.label),
+            "test_accuracy": model.accuracy(test.images, test.label),
+        }
+        return dict(model.state_dict()), accuracy
+
+    return artifacts.load_or_compute(
+        "logistic_regression", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
+    )
+
+
+def _recipe(name: str, recipe: Recipe | GANRecipe | None) -> Recipe | GANRecipe:
+    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
+    if recipe is None and name not in recipes:
+        raise ValueError(f"there is no recipe named {name!r}; give one, or a name among {sorted(recipes)}")
+    return recipes[name] if recipe is None else recipe
+
+
+def _checkpoint_of(name: str, recipe: Recipe | GANRecipe) -> Path:
+    key = artifacts.settings_hash(name, recipe, RECIPE_VERSION)
+    return artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
+
+
+def _images_of(recipe: Recipe | GANRecipe, download: bool) -> tuple[datasets.ImageData, ...]:
+    """Images for training, validation and test."""
+    splits: tuple[datasets.Split, ...] = ("train", "validation", "test")
+    return tuple(datasets.load(recipe.dataset, s, digits=recipe.digits, download=download) for s in splits)
+
+
+def _history(
+    phase: str, n_steps: int, records: Iterable[dict[str, float]], on_record: OnRecord | None
+) -> list[dict[str, float]]:
+    """All records of a phase of training; each is told when it comes."""
+    history = []
+    for record in records:
+        history.append(record)
+        if on_record is not None:
+            on_record(phase, len(history), n_steps, record)
+    return history
+
+
+def _train(
+    name: str,
+    recipe: Recipe,
+    device: torch.device,
+    download: bool,
+    on_record: OnRecord | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Both phases, the evaluation on test data, and the codes: what :func:`train_or_load` records."""
+    train, validation, test = _images_of(recipe, download)
+    settings = recipe.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        vae = VAE(recipe.architecture, recipe.likelihood).to(device)
+    checkpoint = _checkpoint_of(name, recipe)
+    records = train_vae(vae, train.images, validation.images, settings, checkpoint=checkpoint)
+    history, rbf_history = _history("vae", settings.epochs, records, on_record), []
+    # Only a Gaussian has a standard deviation, constant until here.
+    gaussian = isinstance(vae.decoder, Decoder)
+    evaluation = evaluate(vae, test.images, n_samples=10).means("constant_" if gaussian else "")
+    if gaussian:
+        vae.decoder.std_net = pixelwise_std(vae, train.images, settings)
+        evaluation |= evaluate(vae, test.images, n_samples=10).means("pixelwise_")
+        records = fit_rbf_precision(vae, train.images, validation.images, settings)
+        rbf_history = _history("rbf", settings.n_rbf_steps, records, on_record)
+        evaluation |= evaluate(vae, test.images, n_samples=10).means("rbf_")
+    with torch.no_grad():
+        z, std = vae.encoder(test.images.to(device))
+    tensors = {f"model.{key}": value for key, value in vae.state_dict().items()}
+    tensors |= {"codes.z": z, "codes.std": std, "codes.label": test.label, "codes.index": test.index}
+    spread = {"code_variance": z.var(0).tolist(), "kl_per_dimension": kl_to_prior(z, std).mean(0).tolist()}
+    return tensors, {
+        "n_parameters": vae.n_parameters,
+        "evaluation": evaluation | spread,
+        "history": history,
+        "rbf_history": rbf_history,
+    }
+
+
+def _train_gan(
+    name: str,
+    recipe: GANRecipe,
+    device: torch.device,
+    download: bool,
+    on_record: OnRecord | None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Training, what is generated, and the codes of test images: what :func:`train_or_load` records."""
+    train, validation, test = _images_of(recipe, download)
+    settings = recipe.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        gan = GAN(recipe.architecture).to(device)
+    records = train_gan(gan, train.images, validation.images, settings, checkpoint=_checkpoint_of(name, recipe))
+    history = _history("gan", settings.epochs, records, on_record)
+    generator = fuse(gan.generator)
+    codes = invert(generator, test.images.to(device), progress=False)
+    noise = torch.randn(4000, generator.latent_dim, generator=stream_of(settings.seed, -1))
+    generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
+    classifier = restore_logistic_regression(
+        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits, download=download)
+    )
+    probability = classifier(generated)
+    share = torch.bincount(probability.argmax(1), minlength=len(recipe.digits)).double() / len(generated)
+    tensors = {f"model.{key}": value for key, value in gan.state_dict().items()}
+    # An inversion is a point: it has no standard deviation.
+    tensors |= {"codes.z": codes.z, "codes.std": torch.zeros_like(codes.z)}
+    tensors |= {"codes.label": test.label, "codes.index": test.index, "codes.residual": codes.residual}
+    return tensors, {
+        "n_parameters": gan.n_parameters,
+        "evaluation": {
+            "digit_share": dict(zip(map(str, classifier.classes.tolist()), share.tolist(), strict=True)),
+            "classifier_confidence": probability.amax(1).mean().item(),
+            "distance": distance_to_generated(generator, test.images).mean().item(),
+            "inversion_residual": codes.residual.mean().item(),
+            "inversion_converged": codes.converged.float().mean().item(),
+        },
+        "history": history,
+    }
+
+
+def main() -> None:
+    """Train shipped models with their recipes and write them to data/models: what ``make models`` runs, for all."""
+    parser = argparse.ArgumentParser(prog="python -m lgi.recipes", description=main.__doc__)
+    names = ["logistic_regression", *RECIPES, *GAN_RECIPES]
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which of {', '.join(names)}; by default all")
+    chosen = parser.parse_args().names
+    if unknown := set(chosen) - set(names):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    command = f"python -m lgi.recipes {' '.join(chosen)}" if chosen else "make models"
+    try:
+        _renew_shipped(chosen or names, command)
+    except (artifacts.ArtifactError, datasets.DatasetError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(
+            130,
+            "\ninterrupted: the same command goes on from the last whole epoch, models before it are trained anew\n",
+        )
+
+
+def _renew_shipped(names: Sequence[str], command: str) -> None:
+    folder = artifacts.data_folder() / "models"
+    artifacts.check_writable(folder, "The trained models are written there: make it writable")
+    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
+    trained = {}
+    for name in names:
+        if name == "logistic_regression":
+            trained[name] = fit_or_load_logistic_regression(refit=True)
+            continue
+        settings = recipes[name].training
+        total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
+        with progress_bar(total, desc=name) as advance:
+            trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, advance=advance: advance(1))
+    for name, artifact in trained.items():
+        seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
+        artifacts.save(
+            folder / name,
+            artifact.tensors,
+            artifact.record,
+            name=name,
+            settings=artifact.settings,
+            version=RECIPE_VERSION,
+            provenance=artifacts.provenance(seed=seed, command=command),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What a method of the solver is, and what it is given: curves at one level of refinement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lgi.solver.energy import Basis, Curvature, Energy, Sample
+from lgi.solver.grid import Grid
+from lgi.solver.refinement import Level, bisected, grid_degrees
+from lgi.solver.rows import Rows
+from lgi.solver.variations import Norm
+from lgi.spline import uniform_knots
+
+# Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
+_PLATEAU = 5
+
+
+@dataclass(eq=False)
+class Group(Rows):
+    """Curves of one level that are still looked for, and what is known of them."""
+
+    index: Tensor  # (c,), in the chunk
+    control: Tensor  # (c, n_control, d), float64
+    curvature: Curvature | None = None  # along the first curve, at the nodes of the first grid
+    learnt: Tensor | None = None  # (c, f, f), what a method has learnt of the second derivatives since
+
+
+@dataclass(eq=False)
+class Stage:
+    """A group of c curves at one level, on the grid where they are now, and what is wanted of them."""
+
+    energy: Energy
+    level: Level
+    first: Level  # where the search has begun, to which `group.curvature` belongs
+    grid: Grid
+    basis: Basis
+    group: Group
+    sample: Sample
+    gradient: Tensor  # (c, f)
+    tolerance: float
+    length_tolerance: float
+    has_finer_knots: bool
+    has_finer_grid: bool
+
+
+class Steps(ABC):
+    """Proposes steps for c curves with f free coordinates, and learns from what became of them."""
+
+    @abstractmethod
+    def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy that they promise (l,)."""
+
+    @abstractmethod
+    def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
+        """Take in the change of the gradient along a step, and which part of the promised decrease came true."""
+
+
+class Method(Steps):
+    """How the curves of a stage are brought to the least energy: one class in one file, named in one table.
+
+    It is made for a stage. :meth:`going` says which curves take another step; when none does, :meth:`gain` says what
+    more knots would bring.
+    """
+
+    order: ClassVar[int] = 1
+    """Order of the derivatives of the first curve that a method wants: 2 with the curvature."""
+    foretells: ClassVar[bool] = False
+    """Whether :meth:`gain` is a forecast, by which the number of knots is chosen."""
+
+    @staticmethod
+    def knots(n_control: int) -> list[Tensor]:
+        """Knots of all levels, up to so many control points."""
+        found = [uniform_knots(4)]
+        while len(more := bisected(found[-1])) - 4 <= n_control:
+            found.append(more)
+        return found
+
+    @staticmethod
+    def degrees(nodes: int) -> Sequence[int]:
+        """Degrees of the grids of all levels, the coarsest of which has about so many nodes."""
+        return grid_degrees(nodes)
+
+    @staticmethod
+    def n_values(n_free: int, n_nodes: int) -> int:
+        """Numbers kept of a curve with so many free coordinates, and coordinates of its nodes."""
+        del n_nodes
+        return 20 * n_free
+
+    @abstractmethod
+    def __init__(self, stage: Stage) -> None: ...
+
+    @abstractmethod
+    def going(self, stage: Stage, live: Tensor) -> Tensor:
+        """Those of the curves ``live`` (l,) that take another step."""
+
+    @abstractmethod
+    def gain(self, before: Tensor, length: Tensor) -> Tensor:
+        """Relative shortening (c,) to expect of more knots; ``before`` are the lengths with fewer, 0 if unknown."""
+
+    def learnt(self) -> Tensor | None:
+        """What is to be kept for later levels (c, f, f)."""
+        return None
+
+    def last_step(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
+        """Which curves (l,) take one more step (l, f), at which nothing but a finer grid will look."""
+        del stage
+        return None
+
+    def corrections(self, chosen: Tensor) -> tuple[Steps, Norm] | None:
+        """Steps of some of the curves on the measuring grid, if there are any, and the norm in which they are small."""
+        del chosen
+        return None
+
+
+class FirstOrder(Method):
+    """By gradients alone; a curve goes on until its energy has a plateau."""
+
+    def __init__(self, stage: Stage) -> None:
+        energy = stage.sample.energy
+        unit = energy.new_ones(1, len(stage.grid.t), 1, 1)
+        self.stiffness = stage.energy.norm(stage.grid, stage.basis, unit)[0]
+        # Squared latent over squared decoded length.
+        ends = stage.group.control[:, [0, -1]].to(stage.energy.dtype)
+        squared = (ends[:, 1] - ends[:, 0]).double().square().sum(-1)
+        self.ratio = torch.where(energy > 0, squared / energy, 0)
+        self.past: list[Tensor] = []
+
+    @abstractmethod
+    def least_decrease(self, stage: Stage) -> Tensor:
+        """Relative decrease (c,) of the energy below which there is a plateau."""
+
+    def going(self, stage: Stage, live: Tensor) -> Tensor:
+        """Those of the curves ``live`` (l,) that take another step."""
+        now = stage.sample.energy.clone()
+        self.past = [*self.past[-_PLATEAU:], now]
+        if len(self.past) <= _PLATEAU:
+            return live
+        falling = (self.past[0] - now) / now > self.least_decrease(stage)
+        return live[falling[live]]

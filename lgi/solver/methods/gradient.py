@@ -1,0 +1,52 @@
+"""Gradient descent on the energy, with one more control point on a plateau (section 2.1, App. A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lgi.solver.methods.base import FirstOrder, Stage
+from lgi.spline import CubicBSpline
+
+
+class GradientDescent(FirstOrder):
+    """Steps against the gradient with respect to the control points, their size adapted to each curve."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        # The inverse of the largest second derivative, were the metric everywhere the identity over `ratio`.
+        self.size = self.ratio / (2 * torch.linalg.matrix_norm(self.stiffness, 2))
+
+    @staticmethod
+    def knots(n_control: int) -> list[Tensor]:
+        """Knots of all levels: one more at a time, in the middle of the largest interval (App. A)."""
+        curves = [CubicBSpline(torch.zeros(4, 1))]
+        while curves[-1].n_control < n_control:
+            curves.append(curves[-1].insert_knot())
+        return [curve.knots for curve in curves]
+
+    @staticmethod
+    def degrees(nodes: int) -> Sequence[int]:
+        """One grid, fine enough for a curve that is nowhere near the least energy."""
+        del nodes
+        return (6,)
+
+    def least_decrease(self, stage: Stage) -> Tensor:
+        """The same for all curves: of the energy, which the descent lowers, where the paper looks at the length."""
+        return torch.full_like(stage.sample.energy, stage.length_tolerance)
+
+    def gain(self, before: Tensor, length: Tensor) -> Tensor:
+        """Not known (c,): control points are added up to the maximum."""
+        del before
+        return torch.full_like(length, torch.inf)
+
+    def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy that they promise (l,)."""
+        step = self.size[live, None] * gradient
+        return -step, (gradient * step).sum(-1)
+
+    def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:  # noqa: ARG002
+        """Longer steps where the promised decrease has come true, shorter ones where not a tenth of it has."""
+        self.size[live] *= torch.where(quality > 0.5, 1.5, torch.where(quality > 0.1, 1.0, 0.4)).to(self.size)

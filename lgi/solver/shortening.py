@@ -1,0 +1,149 @@
+"""Shorter curves between many latent points: chunks of pairs, all starts, the shortest of each (section 2.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lgi.metric import Metric
+from lgi.progress import progress_bar
+from lgi.solver.energy import Energy
+from lgi.solver.found import Found
+from lgi.solver.methods import METHODS
+from lgi.solver.refinement import Levels
+from lgi.solver.result import ShortenResult
+from lgi.solver.search import Search
+from lgi.solver.settings import SolverSettings
+from lgi.solver.starts import Graph, initial_curves
+
+# Float64 numbers kept of a chunk: about a quarter of a gigabyte.
+_MOST_VALUES = 1 << 25
+# More curves at a time make nothing faster.
+_MOST_CURVES = 1024
+# Lengths that differ relatively by more than this belong to different curves.
+_DISTINCT = 1e-3
+
+
+def shorten(
+    metric: Metric,
+    start: Tensor,
+    end: Tensor,
+    settings: SolverSettings = SolverSettings(),  # noqa: B008 - it is frozen
+    *,
+    points: Tensor | None = None,
+) -> ShortenResult:
+    """Look for curves between pairs of latent points that are shorter than the straight line (section 2.1).
+
+    Minimises the path energy ``integral of |g'(t)|^2 dt`` over the control points of cubic B-splines, for all pairs at
+    once, each with its own steps, refinement and stopping.
+
+    Parameters
+    ----------
+    metric : Metric
+    start, end : Tensor, shape (..., d)
+        End points, of one shape, dtype and device.
+    settings : SolverSettings
+    points : Tensor, shape (n, d), optional
+        Samples of the prior or codes of data, between which ``starts="graph"`` looks for a path.
+
+    Returns
+    -------
+    ShortenResult
+        Never longer than the straight line; where no shorter curve was found it is the straight line itself.
+
+    Raises
+    ------
+    ValueError
+        If end points are not floating point, not finite, or differ in shape, dtype or device; if the metric is not
+        finite along the straight line; if a setting makes no sense; if the graph falls apart.
+    TypeError
+        If ``metric`` is not a :class:`lgi.metric.Metric`.
+
+    Notes
+    -----
+    The search starts with two free control points and bisects all spans where the estimated gain is worth it. Where the
+    metric is the pull-back of a map ``h``, the energy is that of the polynomials through the values of ``h`` on each
+    span (spectral elements), whose gradient takes one reverse pass; else it is a quadrature of the squared speed.
+    A curve that has converged on its grid is measured on a finer one (see ``SolverSettings.nodes``), where a few more
+    steps are taken if they are needed; if its projected gradient stays too large, the search goes on with more nodes. A
+    length that this grid does not resolve, on the way across a thin ridge of the metric, is measured on finer grids,
+    up to 32 times as fine. All small matrices are in float64, whatever the metric's dtype.
+
+    The result is a stationary point of the energy, not always the shortest curve: see ``starts``.
+    """
+    _check(metric, start, end, settings, points)
+    with torch.inference_mode(False), torch.no_grad():
+        d = start.shape[-1]
+        first, last = (x.detach().clone().reshape(-1, d) for x in (start, end))
+        energy = Energy(metric, first.new_zeros(d) if len(first) == 0 else first[0])
+        method = METHODS[settings.method]
+        levels = Levels(energy, method.knots(settings.n_control), method.degrees(settings.nodes))
+        graph = None if points is None else Graph(metric, points, settings.n_neighbours)
+        n_values = method.n_values((settings.n_control - 2) * d, 2 * settings.nodes * d)
+        chunk_size = settings.chunk_size or max(1, min(_MOST_CURVES, _MOST_VALUES // n_values))
+        pieces = []
+        with progress_bar(len(first), desc="shorten", unit="curves", show=settings.progress) as advance:
+            # No pairs have a result too, an empty one.
+            for offset in range(0, max(1, len(first)), chunk_size):
+                part = slice(offset, offset + chunk_size)
+                chunk = first[part], last[part]
+                pieces.append(_shorten_chunk(energy, settings, levels, *chunk, offset=offset, graph=graph))
+                advance(len(first[part]))
+        return Found.stacked(pieces).result(levels, start.shape[:-1], start)
+
+
+def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
+    if not isinstance(metric, Metric):
+        raise TypeError(f"expected a metric, such as lgi.PullbackMetric(generator), got a {type(metric).__name__}")
+    for name, x in (("start", start), ("end", end)):
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+            what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(f"expected {name} as floating-point points (..., d), got {what}: use .float()")
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name} has {int((~x.isfinite()).any(-1).sum())} points that are NaN or infinite")
+    if start.shape != end.shape:
+        raise ValueError(
+            f"expected start and end of one shape (..., d), got {tuple(start.shape)} and {tuple(end.shape)}: expand one"
+        )
+    if start.dtype != end.dtype or start.device != end.device:
+        raise ValueError(f"start is {start.dtype} on {start.device}, end is {end.dtype} on {end.device}: convert one")
+    if metric.latent_dim is not None and start.shape[-1] != metric.latent_dim:
+        raise ValueError(f"expected points (..., {metric.latent_dim}) for {metric!r}, got {tuple(start.shape)}")
+    if (points is None) == (settings.starts == "graph"):
+        raise ValueError('points are needed for starts="graph", and only there')
+
+
+def _shorten_chunk(
+    energy: Energy,
+    settings: SolverSettings,
+    levels: Levels,
+    start: Tensor,
+    end: Tensor,
+    *,
+    offset: int,
+    graph: Graph | None,
+) -> Found:
+    """Search from all initial curves, and keep the shortest of each pair."""
+    result = Found.nothing(start, len(levels.all[-1].knots) - 4)
+    apart = (start != end).any(-1).nonzero()[:, 0]
+    if len(apart) == 0:
+        return result
+    start, end = start[apart], end[apart]
+    numbers = (apart + offset).tolist()
+    starts, rows = initial_curves(start, end, levels, settings, numbers=numbers, graph=graph)
+    founds = [Search(energy, settings, levels, start, end).run(*initial) for initial in starts]
+    lengths = torch.stack([found.length for found in founds])
+    chosen = lengths.argmin(0) * len(start) + torch.arange(len(start), device=start.device)
+    best = Found.stacked(founds)[chosen]
+    best.n_rows = sum((found.n_rows for found in founds), rows)
+    best.n_minima = _n_distinct(lengths, torch.stack([found.residual for found in founds]) <= settings.tolerance)
+    result.lengthen(best.energies.shape[1])
+    result[apart] = best
+    return result
+
+
+def _n_distinct(lengths: Tensor, valid: Tensor) -> Tensor:
+    """Number of distinct lengths (n_starts, c) of each column, among the valid ones."""
+    ordered = torch.where(valid, lengths, torch.inf).sort(0).values
+    new = ordered[1:] > ordered[:-1] * (1 + _DISTINCT)
+    return (ordered[0].isfinite().long() + (new & ordered[1:].isfinite()).sum(0)).long()

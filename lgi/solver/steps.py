@@ -1,0 +1,60 @@
+"""The damped Gauss-Newton step (Levenberg-Marquardt) of the solver and of :func:`lgi.invert`, for many at once.
+
+A model of second derivatives is kept up by secants, a step is ``(model + damping * scale) step = -gradient``, and the
+damping of each problem follows from how well the model has foretold its last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors of symmetric matrices (c, f, f), and which of these are not positive definite (c,)."""
+    size = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny)
+    # Directions that the metric does not see would make the matrix singular.
+    ridge = 1e-10 * size[:, None, None] * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(matrix + ridge)
+    return factor, failed > 0
+
+
+def solved(factor: Tensor, vector: Tensor) -> Tensor:
+    """Solutions (c, f) of the systems whose matrices have the Cholesky factors (c, f, f)."""
+    return torch.cholesky_solve(vector[..., None], factor)[..., 0]
+
+
+def damped_step(matrix: Tensor, gradient: Tensor, safe: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Solutions (c, f) for damped models (c, f, f); where a model has no minimum (c,), those that ``safe`` gives."""
+    factor, indefinite = factorised(matrix)
+    step = solved(factor, gradient)
+    if bool(indefinite.any()):
+        step[indefinite] = safe(indefinite)
+    return step, indefinite
+
+
+def secant(model: Tensor, step: Tensor, change: Tensor) -> Tensor:
+    """Models (c, f, f) that tell the change of the gradient along a step, by the symmetric matrix of rank one.
+
+    It may be indefinite, as second derivatives may. Steps along which it would be large by division by almost 0 teach
+    nothing (Conn, Gould & Toint, Mathematical Programming 50, 1991).
+    """
+    error = change - (model @ step[..., None])[..., 0]
+    along = (error * step).sum(-1)
+    size = torch.linalg.vector_norm(error, dim=-1) * torch.linalg.vector_norm(step, dim=-1)
+    usable = error.isfinite().all(-1) & (along.abs() > 1e-6 * size)
+    scale = torch.where(usable, 1 / along.where(usable, 1), 0)
+    error = error.where(usable[:, None], 0)
+    return model + scale[:, None, None] * error[:, :, None] * error[:, None, :]
+
+
+def adapted(damping: Tensor, quality: Tensor) -> Tensor:
+    """Damping after a step that has brought the part ``quality`` of the decrease that was foretold.
+
+    Below 0.1 it hardly changes a step, and 0 lets the steps converge superlinearly.
+    """
+    less = torch.where(damping < 0.1, 0, damping / 4)
+    more = (4 * damping).clamp_min(0.5)
+    return torch.where(quality > 0.75, less, torch.where(quality > 0.25, damping, more))

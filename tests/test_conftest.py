@@ -1,0 +1,116 @@
+"""What conftest.py promises: a file that leaves something behind fails, and every test draws the same."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+BEGIN = """\
+import colorsys, io, locale, os, random, sched, signal, sys, types, warnings
+import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pytest, torch
+"""
+LEAKING = """
+@pytest.fixture(scope="module")
+def leak():
+    {}
+
+def test_that_passes(leak):
+    pass
+"""
+# What such a file does, and what it is then said to leave behind; nothing that disturbs the files after it.
+LEAKS = {
+    "backend": ("plt.switch_backend('svg')", "matplotlib: backend"),
+    "rcparams": ("mpl.rcParams['lines.linewidth'] = 7", "matplotlib: lines.linewidth"),
+    "figure": ("plt.figure()", "matplotlib: open figures"),
+    "new_variable": ("os.environ['LGI_NEW'] = '1'", "os.environ: LGI_NEW"),
+    "changed_variable": ("os.environ['LGI_RUNS'] = 'elsewhere'", "os.environ: LGI_RUNS"),
+    "stand_in": ("sys.modules['stand_in'] = types.ModuleType('stand_in')", "sys.modules: stand_in"),
+    "stand_in_for_a_part": ("sys.modules['lgi.x'] = types.ModuleType('x')", "sys.modules: lgi.x"),
+    "replaced_module": ("sys.modules['sched'] = types.ModuleType('sched')", "sys.modules: sched"),
+    "removed_module": ("del sys.modules['colorsys']", "sys.modules: colorsys"),
+    "path": ("sys.path.append('/nowhere')", "sys.path"),
+    "threads": ("torch.set_num_threads(2)", "torch: threads"),
+    "dtype": ("torch.set_default_dtype(torch.float64)", "torch: default dtype"),
+    "device": ("torch.set_default_device('meta')", "torch: default device"),
+    "gradients": ("torch.set_grad_enabled(False)", "torch: gradients"),
+    "deterministic": ("torch.use_deterministic_algorithms(True)", "torch: deterministic algorithms"),
+    "products": ("torch.backends.cuda.matmul.allow_tf32 = True", "torch: TF32 in products"),
+    "convolutions": ("torch.backends.cudnn.allow_tf32 = False", "torch: TF32 in convolutions"),
+    "directory": ("os.chdir('/')", "current directory"),
+    "signal": ("signal.signal(signal.SIGUSR1, signal.SIG_IGN)", "signal: SIGUSR1"),
+    "umask": ("os.umask(os.umask(0) ^ 0o007)", "umask"),
+    "locale": ("locale.setlocale(locale.LC_CTYPE, 'C')", "locale"),
+    # Tests may draw from these, as they start anew for each; what is set up for a whole file must not.
+    "random": ("random.random()", "random state of random"),
+    "numpy": ("np.random.rand()", "random state of numpy"),
+    "torch": ("torch.rand(1, device='cpu')", "random state of torch"),
+}
+CLEAN = """
+def test_what_is_put_back(monkeypatch, tmp_path):
+    import tabnanny
+    monkeypatch.setenv("LGI_RUNS", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "stand_in", types.ModuleType("stand_in"))
+    with mpl.rc_context({"lines.linewidth": 7}):
+        plt.close(plt.figure())
+
+@pytest.mark.parametrize("time", range(2))
+def test_what_pytest_puts_back(time):
+    assert not isinstance(sys.stdout, io.StringIO)
+    sys.stdout = io.StringIO()
+    with pytest.raises(UserWarning):
+        warnings.warn("as in any other test")
+    warnings.simplefilter("ignore")
+
+drawn = set()
+
+@pytest.mark.parametrize("time", range(3))
+def test_every_test_draws_the_same(time):
+    drawn.add((random.random(), np.random.rand(), torch.rand(1, device="cpu").item()))
+    assert len(drawn) == 1
+"""
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory):
+    """What pytest says about each of these files, run one after the other in one process: "" for one that passes."""
+    folder = tmp_path_factory.mktemp("files")
+    shutil.copy(TESTS / "conftest.py", folder)
+    for name, (line, _) in LEAKS.items():
+        (folder / f"test_{name}.py").write_text(BEGIN + LEAKING.format(line))
+    (folder / "test_at_import.py").write_text(BEGIN + "torch.set_num_threads(3)\n\ndef test_that_passes(): pass\n")
+    for name in ("a_clean", "z_clean"):
+        (folder / f"test_{name}.py").write_text(BEGIN + CLEAN)
+    command = [sys.executable, "-m", "pytest", "-c", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(folder)]
+    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={folder / 'report.xml'}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_ALL", "PYTEST_"))}
+    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = {}
+    for case in ElementTree.parse(folder / "report.xml").iter("testcase"):
+        assert case.find("failure") is None, done.stdout
+        file = (case.get("classname") or case.get("name")).rpartition(".")[2]
+        found[file] = found.get(file, "") + "".join(error.text or "" for error in case.iter("error"))
+    return found
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_what_a_file_leaves_behind_is_named(errors, name):
+    (line,) = [line.strip() for line in errors[f"test_{name}"].splitlines() if " -> " in line]
+    assert line.startswith(f"{LEAKS[name][1]}: ")
+    assert "Put it back" in errors[f"test_{name}"]
+
+
+def test_what_an_import_leaves_behind_is_named(errors):
+    assert "torch: threads: 1 -> 3" in errors["test_at_import"]
+
+
+def test_a_file_that_puts_everything_back_passes_whatever_others_left(errors):
+    assert (errors["test_a_clean"], errors["test_z_clean"]) == ("", "")
+    assert len(errors) == len(LEAKS) + 3

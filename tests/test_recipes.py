@@ -1,0 +1,120 @@
+"""Trained once, read where it is on disk; the command that trains the shipped models; the recipes themselves."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_training import QUICK, QUICK_GAN, TINY
+
+from lgi import artifacts, datasets, recipes
+from lgi.recipes import (
+    GAN_RECIPES,
+    RECIPES,
+    GANRecipe,
+    Recipe,
+    fit_or_load_logistic_regression,
+    main,
+    train_or_load,
+)
+from lgi.training import distance_to_generated, evaluate
+from lgi.zoo import restore_codes, restore_gan, restore_logistic_regression, restore_vae
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match="vae1"):
+        train_or_load("vae3")
+
+
+def test_train_or_load_trains_once_and_restores(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    recipe = Recipe(dataset="optdigits", architecture=TINY, training=QUICK)
+    seen = []
+    artifact = train_or_load("vae1", recipe, device="cpu", on_record=lambda *record: seen.append(record))
+    assert artifact.source == "computed"
+    assert [s[0] for s in seen] == ["vae"] * 3 + ["rbf"] * 12
+    assert train_or_load("vae1", recipe, device="cpu").source == "cache"
+    assert not list((tmp_path / "checkpoints").iterdir())
+    result = artifact.record["evaluation"]
+    assert result["rbf_elbo"] > result["constant_elbo"]
+
+    codes, test = restore_codes(artifact), datasets.load("optdigits", "test")
+    assert torch.equal(codes.label, test.label)
+    vae = restore_vae(artifact, fused=False)
+    torch.testing.assert_close(vae.encoder(test.images)[0], codes.z, rtol=1e-5, atol=1e-5)
+    fused = restore_vae(artifact)
+    torch.testing.assert_close(fused.decoder(codes.z), vae.decoder(codes.z), rtol=1e-5, atol=1e-6)
+    constant = restore_vae(artifact, std="constant").decoder(codes.z)[1]
+    torch.testing.assert_close(constant, torch.full_like(constant, artifact.record["history"][-1]["std"]))
+    again = evaluate(restore_vae(artifact), test.images, n_samples=10).means("rbf_")
+    assert again["rbf_elbo"] == pytest.approx(result["rbf_elbo"], rel=1e-5)
+
+
+def test_models_are_trained_on_training_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    seen = []
+
+    def stop(vae, train, held_out, settings, **_):
+        seen.extend((train, held_out))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train_vae", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_or_load("vae1", Recipe(dataset="optdigits", architecture=TINY, training=QUICK))
+    for images, split in zip(seen, ("train", "validation"), strict=True):
+        assert torch.equal(images, datasets.load("optdigits", split).images)
+
+
+def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    artifact = fit_or_load_logistic_regression(dataset="optdigits")
+    test = datasets.load("optdigits", "test")
+    model = restore_logistic_regression(artifact)
+    assert model.accuracy(test.images, test.label) == pytest.approx(artifact.record["test_accuracy"])
+    assert artifact.record["test_accuracy"] > 0.9
+
+
+def test_train_or_load_of_a_gan(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=QUICK_GAN)
+    seen = []
+    artifact = train_or_load("gan", recipe, device="cpu", on_record=lambda *record: seen.append(record))
+    assert artifact.source == "computed"
+    assert [s[:3] for s in seen] == [("gan", i, 3) for i in (1, 2, 3)]
+    assert train_or_load("gan", recipe, device="cpu").source == "cache"
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+    codes, test = restore_codes(artifact), datasets.load("optdigits", "test")
+    assert torch.equal(codes.label, test.label)
+    gan = restore_gan(artifact)
+    torch.testing.assert_close(gan.generator(codes.z), restore_gan(artifact, fused=False).generator(codes.z))
+    error = (gan.generator(codes.z) - test.images).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(error, artifact.tensors["codes.residual"], rtol=1e-4, atol=1e-5)
+    result = artifact.record["evaluation"]
+    assert result["inversion_residual"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert result["distance"] == pytest.approx(distance_to_generated(gan.generator, test.images).mean().item())
+    # The search ends nearer than the nearest of 4,000 draws.
+    assert result["inversion_residual"] < result["distance"] * (1 + 1e-4)
+    assert sum(result["digit_share"].values()) == pytest.approx(1)
+    assert list(result["digit_share"]) == ["2", "4", "5", "7"]
+
+
+def test_the_command_trains_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=dataclasses.replace(QUICK_GAN, epochs=1))
+    monkeypatch.setitem(GAN_RECIPES, "gan", recipe)
+    monkeypatch.setattr("sys.argv", ["lgi.recipes", "gan"])
+    main()
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["gan.safetensors"]
+    artifact = artifacts.load(tmp_path / "models" / "gan", name="gan", settings=recipe)
+    assert artifact.provenance["command"] == "python -m lgi.recipes gan"
+    assert artifact.provenance["seed"] == 0
+    monkeypatch.setattr("sys.argv", ["lgi.recipes", "gun"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no gun; there are logistic_regression, vae1, vae2, gan" in capsys.readouterr().err
+
+
+def test_recipes_are_those_of_the_paper():
+    assert all(r.architecture.latent_dim == 2 and r.digits == (2, 4, 5, 7) for r in RECIPES.values())
+    assert RECIPES["vae1"].architecture.normalisation != RECIPES["vae2"].architecture.normalisation
