@@ -23,7 +23,7 @@ class Fault:
 
 
 def _in(module: str, *faults: tuple[str, str, str, str, Sequence[str]]) -> list[Fault]:
-    """Faults of a module of lgi, whose tests are in the file named as the module, or its folder, where none is given."""
+    """Faults of a module of lgi, whose tests are in the file named as it or as its folder where none is given."""
     made = []
     for name, why, old, new, tests in faults:
         ids = tuple(test if ".py" in test else f"test_{module.split('/', maxsplit=1)[0]}.py::{test}" for test in tests)
