@@ -114,15 +114,17 @@ def certify(
               |\eta|_M^2 = \int_0^1 \eta'^T M(g) \, \eta' \, dt.
 
     In coordinates it is ``sqrt(x^T N^-1 x / (4 E))`` with the gradient ``x`` and the matrix ``N`` of the norm, which is
-    what :func:`lgi.shorten` makes small, and it depends neither on latent coordinates nor on scales. The energy is by
-    about ``residual**2``, relatively, above that of the nearest stationary curve. The curve need not be a spline:
-    ``E'(g)[eta]`` is its derivative in the direction of one.
+    what :func:`lgi.shorten` makes small; scales and linear changes of latent coordinates do not matter. The energy is
+    by about ``residual**2``, relatively, above that of the nearest stationary curve among its variations. The curve
+    need not be a spline: ``E'(g)[eta]`` is the derivative of its energy in the direction of one. In a batch that
+    :func:`lgi.shorten` returns, all curves have the knots of the finest, on which those that needed fewer control
+    points are not as stationary as on their own: by about their ``refinement_gain``, ``residual**2 / 2``.
 
     *Speed.* Curves of least energy run at constant speed. A geodesic that is run through unevenly is not stationary:
     with the length ``L``, its residual is ``sqrt(1 - L^2 / E)``, and the message tells so.
 
     *Minimum.* ``curvature`` is the least ``E''(g)[eta, eta] / (2 |eta|_M^2)``: 1 in a flat space, ``1 - (L / pi)^2`` on
-    a great circle of the unit sphere, below 0 at a saddle, which a step along that variation would leave. The variation
+    the equator of the unit sphere, below 0 at a saddle, which a step along that variation would leave. The variation
     is that of the smallest eigenvalue of the second derivatives, and the value is measured along it, by differences of
     gradients.
     """

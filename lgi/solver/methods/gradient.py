@@ -29,9 +29,12 @@ class GradientDescent(FirstOrder):
 
     @staticmethod
     def degrees(nodes: int) -> Sequence[int]:
-        """One grid, fine enough for a curve that is nowhere near the least energy."""
+        """One grid, of cubic elements: the descent costs what its nodes cost, and is nowhere near exact.
+
+        Measured on VAE1, degree 6 takes twice as long, for lengths that differ by less than 1e-4.
+        """
         del nodes
-        return (6,)
+        return (3,)
 
     def least_decrease(self, stage: Stage) -> Tensor:
         """The same for all curves: of the energy, which the descent lowers, where the paper looks at the length."""
