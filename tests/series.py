@@ -34,9 +34,7 @@ class Series:
         (self.folder / "params").mkdir(parents=True)
         (self.folder / "solutions").mkdir()
         monkeypatch.setenv("LGI_RUNS", str(self.runs))
-        monkeypatch.setenv(
-            "JUPYTER_PREFER_ENV_PATH", "0"
-        )  # the runner sets it for its process, which is that of all tests
+        monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")  # the runner sets it, in the process of all tests
         monkeypatch.chdir("/")
 
     def write(self, name, *sources, parameters=PARAMETERS):

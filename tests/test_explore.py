@@ -1,5 +1,6 @@
 """Notebook 07: what an update computes and draws, and the real thing, driven with a browser in JupyterLab."""
 
+import importlib
 import json
 import math
 import os
@@ -147,10 +148,16 @@ def explorer(names):
     return names["Explorer"](figure, Told(), model="vae1", feature_map="none", n_images=4, n_iterations=5)
 
 
-def click(explorer, x, y, on="plane"):
+def click(explorer, *points, on="plane"):
     canvas, ax = explorer.figure.canvas, explorer.axes[on]
-    canvas.draw()
-    MouseEvent("button_press_event", canvas, *ax.transData.transform((x, y)), button=1)._process()
+    for point in points:
+        canvas.draw()
+        MouseEvent("button_press_event", canvas, *ax.transData.transform(point), button=1)._process()
+
+
+TWO_POINTS = ((-2, 1), (2, 0.5))
+# What is drawn of no pair, and of one.
+NOTHING, PAIR = (0, False, 0), (2, True, 2)
 
 
 def drawn(explorer):
@@ -161,40 +168,38 @@ def drawn(explorer):
 
 
 def test_two_clicks_draw_and_the_third_starts_anew(explorer):
-    assert drawn(explorer) == (0, False, 0)
+    assert drawn(explorer) == NOTHING
     assert "where does the line start" in explorer.say[-1][0]
-    click(explorer, -2, 1)
-    assert drawn(explorer) == (0, False, 0)
+    click(explorer, (-2, 1))
+    assert drawn(explorer) == NOTHING
     assert "click on its end" in explorer.say[-1][0]
-    click(explorer, 2, 0.5)
-    assert drawn(explorer) == (2, True, 2)
+    click(explorer, (2, 0.5))
+    assert drawn(explorer) == PAIR
     assert "length: straight" in explorer.say[-1][1]
     first = explorer.say[-1][1]
-    click(explorer, 0, -2)
-    assert drawn(explorer) == (0, False, 0)
+    click(explorer, (0, -2))
+    assert drawn(explorer) == NOTHING
     assert explorer.say[-1][1] == ""
-    click(explorer, 0, 2)
-    assert drawn(explorer) == (2, True, 2)
+    click(explorer, (0, 2))
+    assert drawn(explorer) == PAIR
     assert explorer.say[-1][1] != first
 
 
 def test_a_click_beside_the_plane_is_none(explorer):
-    click(explorer, -2, 1)
-    click(explorer, 2, 0.5)
+    click(explorer, *TWO_POINTS)
     before = len(explorer.say)
-    click(explorer, 0.5, 1, on="speed")
-    click(explorer, 5, 5, on="straight")
+    click(explorer, (0.5, 1), on="speed")
+    click(explorer, (5, 5), on="straight")
     assert len(explorer.say) == before
 
 
 def test_points_that_coincide_are_explained_and_the_start_stays(explorer):
-    click(explorer, -2, 1)
-    click(explorer, -2, 1)
+    click(explorer, (-2, 1), (-2, 1))
     assert "same point" in explorer.say[-1][0]
-    assert drawn(explorer) == (0, False, 0)
-    click(explorer, 2, 0.5)
-    assert drawn(explorer) == (2, True, 2)
-    assert np.allclose(explorer.ends.of("vae1"), [(-2, 1), (2, 0.5)], atol=0.02)
+    assert drawn(explorer) == NOTHING
+    click(explorer, (2, 0.5))
+    assert drawn(explorer) == PAIR
+    assert np.allclose(explorer.ends.of("vae1"), TWO_POINTS, atol=0.02)
 
 
 def test_a_failure_is_told_and_nothing_stays_stuck(explorer, names, monkeypatch):
@@ -203,11 +208,10 @@ def test_a_failure_is_told_and_nothing_stays_stuck(explorer, names, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setitem(names, "interpolate", fail)
-        click(explorer, -2, 1)
-        click(explorer, 2, 0.5)
+        click(explorer, *TWO_POINTS)
     assert "no <finite> energy" in explorer.say[-1][0]
-    click(explorer, 2, 0.5)
-    assert drawn(explorer) == (2, True, 2)
+    click(explorer, (2, 0.5))
+    assert drawn(explorer) == PAIR
 
 
 def test_a_random_pair_stays_the_same_two_images_in_every_model(explorer, names):
@@ -217,25 +221,23 @@ def test_a_random_pair_stays_the_same_two_images_in_every_model(explorer, names)
     for model in names["MODELS"]:
         explorer.choose(model=model)
         assert torch.allclose(torch.tensor(explorer.ends.of(model)), lgi.load_codes(model).z[rows])
-        assert drawn(explorer) == (2, True, 2)
+        assert drawn(explorer) == PAIR
     explorer.ends.draw_pair()
     assert explorer.ends.rows.tolist() != rows.tolist()
     explorer.ends.reset()
     explorer.update()
-    assert drawn(explorer) == (0, False, 0)
+    assert drawn(explorer) == NOTHING
 
 
 def test_clicked_points_belong_to_their_model(explorer):
-    click(explorer, -2, 1)
-    click(explorer, 2, 0.5)
+    click(explorer, *TWO_POINTS)
     explorer.choose(model="gan")
-    assert drawn(explorer) == (0, False, 0)
+    assert drawn(explorer) == NOTHING
     assert explorer.ends.of("gan") == []
 
 
 def test_choices_keep_the_pair_and_draw_at_once(explorer):
-    click(explorer, -2, 1)
-    click(explorer, 2, 0.5)
+    click(explorer, *TWO_POINTS)
     pair, before = explorer.ends.of("vae1"), explorer.say[-1][1]
     explorer.choose(n_images=7)
     assert explorer.axes["straight"].images[0].get_array().shape == (28, 7 * 28)
@@ -243,11 +245,10 @@ def test_choices_keep_the_pair_and_draw_at_once(explorer):
     explorer.choose(feature_map="probabilities")
     assert explorer.say[-1][1].partition(",")[0] != before.partition(",")[0]
     assert explorer.ends.of("vae1") == pair
-    assert drawn(explorer) == (2, True, 2)
+    assert drawn(explorer) == PAIR
 
 
 def test_widgets_offer_what_the_parameters_name(names):
-    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed (extra: interactive)")
     choices, *buttons = names["controls"]()
     assert {name: widget.value for name, widget in choices.items()} == {
         name: names[name] for name in ("model", "feature_map", "n_images", "n_iterations")
@@ -259,7 +260,7 @@ def test_widgets_offer_what_the_parameters_name(names):
 def ipympl():
     """Imported: with that it makes itself the backend of Matplotlib, for all that is drawn afterwards."""
     before = mpl.get_backend()
-    yield pytest.importorskip("ipympl", reason="ipympl is not installed (extra: interactive)")
+    yield importlib.import_module("ipympl")
     plt.switch_backend(before)
 
 
@@ -327,8 +328,6 @@ QUIET = 0.2  # seconds that the reference takes where half a second is meant: 2 
 
 @pytest.fixture(scope="module")
 def browser():
-    for name in ("ipympl", "ipywidgets"):
-        pytest.importorskip(name, reason=f"{name} is not installed (extra: interactive)")
     with chromium() as browser:
         yield browser
 
