@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import book
 import nbformat
 import pytest
-from browser import chromium
+from browser import TIMEOUT, chromium
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -305,6 +305,7 @@ class Window:
 
     def __init__(self, browser, width):
         self.page = browser.new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
+        self.page.set_default_timeout(TIMEOUT)
         self.evaluate, self.complaints = self.page.evaluate, []
         tell = self.complaints.append
         self.page.on("console", lambda message: message.type in ("error", "warning") and tell(message.text))

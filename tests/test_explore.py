@@ -20,7 +20,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from browser import chromium
+from browser import TIMEOUT, chromium
 from matplotlib.backend_bases import MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -434,7 +434,7 @@ class Page:
 @pytest.fixture(scope="module")
 def page(browser, lab, tmp_path_factory):
     with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
-        page.set_default_timeout(900_000)
+        page.set_default_timeout(TIMEOUT)
         page.add_init_script(WATCH)
         page.goto(lab)
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()

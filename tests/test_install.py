@@ -30,7 +30,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel built from a source distribution, as pip and uv build it; with the build backend at hand, no network."""
-    pytest.importorskip("hatchling", reason="hatchling is not installed: make install")
     folder = tmp_path_factory.mktemp("dist")
 
     def build(kind, source):

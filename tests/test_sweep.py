@@ -1,6 +1,5 @@
 """notebooks/sweeps/Snakefile on one machine: shards, merging, and notebook 04 on the result once there is one."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,12 +10,9 @@ import pytest
 import lgi
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = next((ROOT / "notebooks").glob("04_*.ipynb"), None)
+(NOTEBOOK,) = (ROOT / "notebooks").glob("04_*.ipynb")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("snakemake") is None, reason="snakemake is not installed"),
-]
+pytestmark = pytest.mark.slow
 
 
 def sweep(folder, *config):
@@ -50,7 +46,6 @@ def test_unknown_config_is_refused(tmp_path):
     assert "unknown config sample; known are name, models" in done.stdout + done.stderr
 
 
-@pytest.mark.skipif(NOTEBOOK is None, reason="there is no notebook 04 yet")
 def test_notebook_runs_on_the_merged_study(tmp_path):
     done = sweep(tmp_path, "samples=40", "chunk_size=20", "shards=2", "params=smoke")
     assert done.returncode == 0, done.stdout + done.stderr
