@@ -337,7 +337,7 @@ def test_wrong_requests_are_named(name, request_, message, synthetic):
 
 
 def test_unknown_data_set():
-    with pytest.raises(DatasetError, match="expected one of mnist, optdigits, got 'cifar'"):
+    with pytest.raises(DatasetError, match=r"expected one of mnist, .*, got 'cifar'"):
         datasets.load("cifar", "test")
 
 

@@ -34,9 +34,9 @@ def test_two_shards_are_merged(tmp_path):
     merged = lgi.load_study(tmp_path / "the runs" / "sweep_vae2_seed3_step0.5")
     assert merged.complete
     assert merged.index.tolist() == [0, 1, 2, 3, 4, 5]
-    kept = {name: merged.settings[name] for name in ("seed", "step_size", "shard", "about")}
+    kept = {name: merged.settings[name] for name in ("seed", "step_size", "about")}
     about = {"model": "vae2", "std": "rbf", "feature_map": None}
-    assert kept == {"seed": 3, "step_size": 0.5, "shard": None, "about": about}
+    assert kept == {"seed": 3, "step_size": 0.5, "about": about}
     assert merged.settings["solver"]["n_control"] == 5
 
 
