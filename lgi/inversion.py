@@ -286,16 +286,22 @@ def _from_starts(
     if not bool(problem.point["loss"].isfinite().all()):
         bad = problem.point["z"][~problem.point["loss"].isfinite()][0]
         raise ValueError(f"the generator gives NaN or infinity at the start z = {bad.tolist()}")
-    z = starts.reshape(-1, d).nan_to_num(0)
-    objective = torch.full((n * k,), torch.inf, dtype=torch.float64, device=z.device)
-    residual, optimality = objective.clone(), objective.clone()
-    count = torch.zeros(n * k, dtype=torch.int64, device=z.device)
-    converged = count.bool()
+    number = torch.full((n * k,), torch.inf, dtype=torch.float64, device=starts.device)
+    count = torch.zeros(n * k, dtype=torch.int64, device=starts.device)
+    ends = _Ends(
+        z=starts.reshape(-1, d).nan_to_num(0),
+        objective=number,
+        residual=number.to(starts, copy=True),
+        optimality=number.clone(),
+        converged=count.bool(),
+        n_iterations=count,
+        start=torch.arange(k, device=starts.device).repeat(n),
+    )
     for iteration in range(n_iterations + 1):
-        cosine, done = problem.optimality(tolerance)
-        z[job], objective[job], optimality[job] = problem.point["z"], problem.point["loss"], cosine
-        residual[job] = problem.point["error"].double().square().mean(1).sqrt()
-        converged[job], count[job] = done, iteration
+        ends.optimality[job], done = problem.optimality(tolerance)
+        ends.z[job], ends.objective[job] = problem.point["z"], problem.point["loss"]
+        ends.residual[job] = problem.point["error"].double().square().mean(1).sqrt().to(starts)
+        ends.converged[job], ends.n_iterations[job] = done, iteration
         going = ~done & (problem.damping < _LARGEST_DAMPING)
         if iteration == n_iterations or not bool(going.any()):
             break
@@ -303,14 +309,7 @@ def _from_starts(
             job = job[going]
             problem.keep(going)
         problem.advance()
-    start = torch.arange(k, device=z.device).expand(n, k)
-    shaped = {"objective": objective, "optimality": optimality, "converged": converged, "n_iterations": count}
-    return _Ends(
-        z=z.reshape(n, k, d),
-        residual=residual.reshape(n, k).to(z),
-        start=start,
-        **{name: value.reshape(n, k) for name, value in shaped.items()},
-    )
+    return ends[torch.arange(n * k, device=starts.device).reshape(n, k)]
 
 
 class _LeastSquares(ABC):

@@ -471,7 +471,7 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
-        "solver/variations",
+        "solver/steps",
         (
             "residual without the energy's factor",
             "the tolerance means twice what it says",

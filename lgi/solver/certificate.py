@@ -16,7 +16,7 @@ from lgi.solver.energy import Energy, Sample, free
 from lgi.solver.grid import interpolation
 from lgi.solver.refinement import Level
 from lgi.solver.rows import Rows
-from lgi.solver.variations import Norm
+from lgi.solver.steps import Norm
 from lgi.spline import uniform_knots
 
 # A length is to be known at least so well, relatively, whatever is asked of the number of control points.

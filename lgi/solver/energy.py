@@ -141,19 +141,14 @@ class EmbeddedEnergy:
         w = grid.weights.to(z)
         found = Derivatives()
         # Differences to the first value lose less to rounding, and are 0 where the generator is constant.
-        if order == 1:
-            with torch.enable_grad():
-                h = evenly(self.metric.embed, z.requires_grad_())
-                change = grid.derivatives(h - h[:, :1])
-                (gradient,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), z)
-            change = change.detach()
-            found.z_gradient = gradient.double()
-        elif order == 0:
-            h = evenly(self.metric.embed, z)
+        with torch.set_grad_enabled(order == 1):
+            leaf = z.requires_grad_(order == 1)
+            h, columns = evenly(self.metric.linearise, z) if order == 2 else (evenly(self.metric.embed, leaf), None)
             change = grid.derivatives(h - h[:, :1])
-        else:
-            h, columns = evenly(self.metric.linearise, z)
-            change = grid.derivatives(h - h[:, :1])
+            if order == 1:
+                (gradient,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), leaf)
+                change, found.z_gradient = change.detach(), gradient.double()
+        if columns is not None:
             force = 2 * (whole(grid).to(change).T @ (w[:, None] * change))
             gradient = (columns @ force[..., None])[..., 0]
             flat = columns.flatten(1, 2)

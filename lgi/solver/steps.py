@@ -7,9 +7,12 @@ damping of each problem follows from how well the model has foretold its last st
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lgi.solver.rows import Rows
 
 
 def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,3 +61,21 @@ def adapted(damping: Tensor, quality: Tensor) -> Tensor:
     less = torch.where(damping < 0.1, 0, damping / 4)
     more = (4 * damping).clamp_min(0.5)
     return torch.where(quality > 0.75, less, torch.where(quality > 0.25, damping, more))
+
+
+@dataclass(eq=False)
+class Norm(Rows):
+    """``|eta|^2 = integral of |eta'|_M^2 dt = x^T N x`` of variations ``eta`` with coefficients ``x`` (c, f)."""
+
+    matrix: Tensor  # (c, f, f), N
+    factor: Tensor  # its Cholesky factor, made once and used at every iteration
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Norm:
+        """Factorise matrices (c, f, f)."""
+        return cls(matrix, factorised(matrix)[0])
+
+    def residual(self, live: Tensor | slice, gradient: Tensor, energy: Tensor) -> Tensor:
+        """Relative projected gradient ``sqrt(g^T N^-1 g / (4 E))`` (l,) of the curves ``live``."""
+        squared = (gradient * solved(self.factor[live], gradient)).sum(-1).clamp_min(0)
+        return (squared / (4 * energy).clamp_min(torch.finfo(energy.dtype).tiny)).sqrt()

@@ -14,7 +14,7 @@ from lgi.solver.energy import Basis, Curvature, Energy, Sample
 from lgi.solver.grid import Grid
 from lgi.solver.refinement import Level, bisected, grid_degrees
 from lgi.solver.rows import Rows
-from lgi.solver.variations import Norm
+from lgi.solver.steps import Norm
 from lgi.spline import uniform_knots
 
 # Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.

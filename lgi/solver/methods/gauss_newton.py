@@ -11,8 +11,7 @@ from lgi.solver.energy import Basis
 from lgi.solver.methods.base import Method, Stage, Steps
 from lgi.solver.refinement import finer
 from lgi.solver.rows import Rows
-from lgi.solver.steps import adapted, damped_step, secant, solved
-from lgi.solver.variations import Norm
+from lgi.solver.steps import Norm, adapted, damped_step, secant, solved
 
 # The step that each curve takes unseen when it leaves makes its residual smaller by this factor, as a rule.
 _LEFT = 3
