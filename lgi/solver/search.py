@@ -42,19 +42,8 @@ class Search:
             if groups:
                 for target, group in self._visit(number, first, Group.joined(groups)):
                     waiting[target].append(group)
-        self._tell_history()
+        self.found.energies, self.found.lengths = _by_iteration(self.history, self.found)
         return self.found
-
-    def _tell_history(self) -> None:
-        """Order what was noted by curve and iteration."""
-        found = self.found
-        n = int(found.n_iterations.max()) + 1
-        table = found.energy.new_full((2, len(found.energy), n), torch.nan)
-        for index, iteration, energy, length in self.history:
-            table[0, index, iteration], table[1, index, iteration] = energy, length
-        for k in range(1, n):
-            table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
-        found.energies, found.lengths = table
 
     def _sample(self, grid: Grid, basis: Basis, index: Tensor, control: Tensor, order: int) -> Sample:
         """Energies of the curves ``index``, and note what that has cost."""
@@ -145,20 +134,9 @@ class Search:
         much = settings.length_tolerance if method.foretells else torch.inf
         target = levels.targets(number, refine, resolve, promise, tail, tolerance=settings.tolerance, much=much)
         return [
-            (to, self._moved(number, to, group[(target == to).nonzero()[:, 0]]))
+            (to, _carried(group[(target == to).nonzero()[:, 0]], levels.all[number], levels.all[to]))
             for to in target[target > number].unique().tolist()
         ]
-
-    def _moved(self, number: int, to: int, group: Group) -> Group:
-        """Curves of one level as curves of another."""
-        T = prolongation(self.levels.all[number].knots, self.levels.all[to].knots).to(group.control.device)
-        learnt = group.learnt
-        if learnt is not None:
-            # R T = 1: on the curves of the coarse level, the matrix stays what it was.
-            R = torch.linalg.pinv(T[1:-1, 1:-1])
-            R = torch.kron(R, torch.eye(self.energy.d, dtype=R.dtype, device=R.device))
-            learnt = R.T @ learnt @ R
-        return replace(group, control=T @ group.control, learnt=learnt)
 
     def _certify(self, number: int, stage: Stage, done: Tensor, method: Method, again: Tensor) -> tuple[Tensor, Tensor]:
         """Measure the curves ``done`` on the measuring grid; tells which fail, and which are longer but may improve.
@@ -274,6 +252,29 @@ class Search:
         status = torch.where(longer & ~exhausted, Status.LONGER, status)
         status = torch.where(converged, torch.where(refinable, Status.REFINABLE, Status.CONVERGED), status)
         return torch.where(unknown, Status.UNKNOWN, status)
+
+
+def _carried(group: Group, level: Level, finer: Level) -> Group:
+    """Curves of one level as curves of another."""
+    T = prolongation(level.knots, finer.knots).to(group.control.device)
+    learnt = group.learnt
+    if learnt is not None:
+        # R T = 1: on the curves of the coarse level, the matrix stays what it was.
+        R = torch.linalg.pinv(T[1:-1, 1:-1])
+        R = torch.kron(R, torch.eye(group.control.shape[-1], dtype=R.dtype, device=R.device))
+        learnt = R.T @ learnt @ R
+    return replace(group, control=T @ group.control, learnt=learnt)
+
+
+def _by_iteration(history: list[tuple[Tensor, Tensor, Tensor, Tensor]], found: Found) -> Tensor:
+    """Energies and lengths (2, c, n_iterations) from what was noted on the way: curves, iterations, energy, length."""
+    n = int(found.n_iterations.max()) + 1
+    table = found.energy.new_full((2, len(found.energy), n), torch.nan)
+    for index, iteration, energy, length in history:
+        table[0, index, iteration], table[1, index, iteration] = energy, length
+    for k in range(1, n):
+        table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
+    return table
 
 
 def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
