@@ -154,7 +154,7 @@ def test_convergence_is_faster_than_any_power() -> None:
 
 
 def test_many_nodes_are_as_exact_as_few() -> None:
-    """Spans of more than 32 nodes are cut into pieces, of equal numbers of nodes or not."""
+    """Spans of more than 64 nodes are cut into pieces, of equal numbers of nodes or not."""
     metric, curve = surface_metric("torus"), smooth_splines(4, 4, SURFACE["torus"])
     exact = curve_length(metric, curve, 256)
     for n_t in (64, 97, 250, 257, 5000):
