@@ -9,12 +9,11 @@ from torch import Tensor
 
 from lgi.solver.certificate import DOUBLINGS, KNOWN, length_error, projected_gradient, unresolved, within_rounding
 from lgi.solver.energy import Basis, Energy, Sample
-from lgi.solver.found import Found
 from lgi.solver.grid import Grid
 from lgi.solver.methods import METHODS
 from lgi.solver.methods.base import Group, Method, Stage, Steps
 from lgi.solver.refinement import Level, Levels, prolongation
-from lgi.solver.result import Status
+from lgi.solver.result import Found, Status
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import line
 
@@ -42,19 +41,8 @@ class Search:
             if groups:
                 for target, group in self._visit(number, first, Group.joined(groups)):
                     waiting[target].append(group)
-        self._tell_history()
+        self.found.remember(self.history)
         return self.found
-
-    def _tell_history(self) -> None:
-        """Order what was noted by curve and iteration."""
-        found = self.found
-        n = int(found.n_iterations.max()) + 1
-        table = found.energy.new_full((2, len(found.energy), n), torch.nan)
-        for index, iteration, energy, length in self.history:
-            table[0, index, iteration], table[1, index, iteration] = energy, length
-        for k in range(1, n):
-            table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
-        found.energies, found.lengths = table
 
     def _sample(self, grid: Grid, basis: Basis, index: Tensor, control: Tensor, order: int) -> Sample:
         """Energies of the curves ``index``, and note what that has cost."""
@@ -256,8 +244,12 @@ class Search:
         error = error + sample.noise
         drowned = within_rounding(error, sample.noise)
         converged, promise = residual <= settings.tolerance, found.promise[index]
-        found.status[index] = self._status(
-            converged, longer, promise, index, unknown=~(error <= wanted * sample.length) & (converged | drowned)
+        found.status[index] = Status.of(
+            converged=converged,
+            unknown=~(error <= wanted * sample.length) & (converged | drowned),
+            longer=longer,
+            exhausted=found.n_iterations[index] >= settings.n_iterations,
+            refinable=promise > settings.length_tolerance,
         )
         found.control[index, : control.shape[1]] = control
         found.length[index], found.straight_length[index] = sample.length, straight_length
@@ -265,15 +257,6 @@ class Search:
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
         hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
         return ~converged & ~longer, hopeful, rough
-
-    def _status(self, converged: Tensor, longer: Tensor, promise: Tensor, index: Tensor, *, unknown: Tensor) -> Tensor:
-        """How the search for the curves ``index`` would end, if it ended now: the last that applies."""
-        exhausted = self.found.n_iterations[index] >= self.settings.n_iterations
-        refinable = (promise > self.settings.length_tolerance) & ~longer
-        status = torch.where(exhausted, Status.EXHAUSTED, torch.full_like(index, Status.COARSE))
-        status = torch.where(longer & ~exhausted, Status.LONGER, status)
-        status = torch.where(converged, torch.where(refinable, Status.REFINABLE, Status.CONVERGED), status)
-        return torch.where(unknown, Status.UNKNOWN, status)
 
 
 def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
