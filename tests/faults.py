@@ -369,7 +369,7 @@ FAULTS: list[Fault] = [
         ),
     ),
     *_in(
-        "solver/found",
+        "solver/result",
         (
             "improvement relative to the shorter curve",
             "Algorithm 1 divides by the straight length: too large",

@@ -215,7 +215,7 @@ def solve_geodesic_ode(
             for x in (initial(times), initial.derivative(times))
         )
     step = float(torch.finfo(start.dtype).eps) ** (1 / 3)
-    pieces, success, residual, nodes, evaluations, messages = [], [], [], [], [], []
+    solutions, evaluations = [], []
     for a, b, z, v in zip(first, last, guess, speed, strict=True):
         counted = _Counted(metric, start)
 
@@ -232,19 +232,15 @@ def solve_geodesic_ode(
             tol=tolerance,
             max_nodes=max_nodes,
         )
-        pieces.append(solution.sol)
-        success.append(bool(solution.success))
-        residual.append(float(solution.rms_residuals.max()))
-        nodes.append(len(solution.x))
+        solutions.append(solution)
         evaluations.append(counted.n_points)
-        messages.append(str(solution.message))
     return GeodesicOde(
-        curve=OdeCurve(pieces, shape, start),
-        success=torch.tensor(success, dtype=torch.bool).reshape(shape),
-        residual=torch.tensor(residual, dtype=start.dtype).reshape(shape),
-        n_nodes=torch.tensor(nodes, dtype=torch.long).reshape(shape),
+        curve=OdeCurve([found.sol for found in solutions], shape, start),
+        success=torch.tensor([found.success for found in solutions], dtype=torch.bool).reshape(shape),
+        residual=torch.tensor([found.rms_residuals.max() for found in solutions], dtype=start.dtype).reshape(shape),
+        n_nodes=torch.tensor([len(found.x) for found in solutions], dtype=torch.long).reshape(shape),
         n_evaluations=torch.tensor(evaluations, dtype=torch.long).reshape(shape),
-        message=np.array(messages, dtype=np.str_).reshape(shape),
+        message=np.array([found.message for found in solutions], dtype=np.str_).reshape(shape),
     )
 
 

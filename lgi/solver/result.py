@@ -1,14 +1,18 @@
-"""What :func:`lgi.shorten` returns."""
+"""What the search has found so far, and what :func:`lgi.shorten` returns of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from lgi.solver.refinement import Levels, prolongation
+from lgi.solver.rows import Rows
 from lgi.spline import CubicBSpline
 
 
@@ -22,6 +26,13 @@ class Status(IntEnum):
     LONGER = 4
     COINCIDENT = 5
     UNKNOWN = 6
+
+    @classmethod
+    def of(cls, *, converged: Tensor, unknown: Tensor, longer: Tensor, exhausted: Tensor, refinable: Tensor) -> Tensor:
+        """Statuses (c,) of curves; ``longer`` are those that have been given up for the line."""
+        status = torch.where(exhausted, cls.EXHAUSTED, torch.where(longer, cls.LONGER, cls.COARSE))
+        status = torch.where(converged, torch.where(refinable & ~longer, cls.REFINABLE, cls.CONVERGED), status)
+        return torch.where(unknown, cls.UNKNOWN, status)
 
 
 CERTIFIED = (Status.CONVERGED, Status.REFINABLE, Status.COINCIDENT)
@@ -121,3 +132,96 @@ class ShortenResult:
     def message(self) -> np.ndarray[Any, np.dtype[np.str_]]:
         """Why each curve ended, and what to do about it; array of str of shape (...)."""
         return np.array([MESSAGES[status] for status in Status])[self.status.cpu().numpy()]
+
+
+@dataclass(eq=False)
+class Found(Rows):
+    """What the search has found for c curves."""
+
+    control: Tensor  # (c, n_control of the last level, d), of which a curve of a lower level fills the first rows
+    level: Tensor
+    length: Tensor
+    straight_length: Tensor
+    energy: Tensor
+    residual: Tensor
+    length_error: Tensor
+    promise: Tensor
+    status: Tensor
+    n_iterations: Tensor
+    n_rows: Tensor
+    n_minima: Tensor
+    energies: Tensor  # (c, n), by iteration
+    lengths: Tensor  # (c, n)
+
+    @classmethod
+    def nothing(cls, start: Tensor, n_control: int) -> Found:
+        """What is known of curves whose end points coincide."""
+        number = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+        counts = ("level", "status", "n_iterations", "n_minima")
+        found = cls(
+            **{field.name: (number.long() if field.name in counts else number.clone()) for field in fields(cls)}
+        )
+        found.control = start[:, None].double().repeat(1, n_control, 1)
+        found.status += Status.COINCIDENT
+        found.energies, found.lengths = number.new_zeros(2, len(start), 0)
+        return found
+
+    @classmethod
+    def stacked(cls, founds: Sequence[Found]) -> Found:
+        """Results of several searches, one after the other; the shorter histories end with their last values."""
+        n = max(found.energies.shape[1] for found in founds)
+        for found in founds:
+            found.lengthen(n)
+        return cls.joined(founds)
+
+    def remember(self, history: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+        """Order by curve and iteration what was noted as (curves, iterations, energies, lengths)."""
+        n = int(self.n_iterations.max()) + 1
+        table = self.energy.new_full((2, len(self.energy), n), torch.nan)
+        for index, iteration, energy, length in history:
+            table[0, index, iteration], table[1, index, iteration] = energy, length
+        for k in range(1, n):
+            table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
+        self.energies, self.lengths = table
+
+    def lengthen(self, n: int) -> None:
+        """Repeat the last values of the histories up to n columns; zeros where there are none."""
+        for name in ("energies", "lengths"):
+            history = getattr(self, name)
+            last = history[:, -1:] if history.shape[1] else history.new_zeros(len(history), 1)
+            setattr(self, name, torch.cat([history, last.expand(-1, n - history.shape[1])], dim=1))
+
+    def result(self, levels: Levels, shape: torch.Size, like: Tensor) -> ShortenResult:
+        """Give the results the leading dimensions of the end points."""
+        # All curves get the knots of the finest that is needed; knots are only added, never taken away.
+        top = int(self.level.max()) if len(self.level) else 0
+        knots = levels.all[top].knots
+        control = self.control.new_zeros(len(self.level), len(knots) - 4, self.control.shape[-1])
+        for level in self.level.unique().tolist():
+            chosen = self.level == level
+            T = prolongation(levels.all[level].knots, knots).to(control.device)
+            control[chosen] = T @ self.control[chosen, : T.shape[1]]
+
+        def shaped(x: Tensor) -> Tensor:
+            return x.reshape(shape + x.shape[1:])
+
+        def real(x: Tensor) -> Tensor:
+            return shaped(x).to(like.dtype)
+
+        improvement = (self.straight_length - self.length) / self.straight_length
+        ratio = torch.where(self.energy > 0, self.length.square() / self.energy, 1).clamp(max=1)
+        n_control = torch.tensor([len(level.knots) - 4 for level in levels.all], device=self.level.device)
+        same = ("length", "straight_length", "energy", "residual", "length_error", "n_rows")
+        counts = ("status", "n_iterations", "n_minima")
+        return ShortenResult(
+            curve=CubicBSpline(real(control), knots),
+            improvement=real(torch.where(self.straight_length > 0, improvement, 0)),
+            converged=shaped(torch.isin(self.status, self.status.new_tensor(CERTIFIED))),
+            refinement_gain=real(self.promise),
+            speed_variation=real((1 / ratio - 1).sqrt()),
+            length_squared_over_energy=real(ratio),
+            n_control=shaped(n_control[self.level]),
+            history=ShortenHistory(energy=real(self.energies), length=real(self.lengths)),
+            **{name: real(getattr(self, name)) for name in same},
+            **{name: shaped(getattr(self, name)) for name in counts},
+        )

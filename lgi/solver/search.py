@@ -9,12 +9,11 @@ from torch import Tensor
 
 from lgi.solver.certificate import DOUBLINGS, KNOWN, length_error, projected_gradient, unresolved, within_rounding
 from lgi.solver.energy import Basis, Energy, Sample
-from lgi.solver.found import Found
 from lgi.solver.grid import Grid
 from lgi.solver.methods import METHODS
 from lgi.solver.methods.base import Group, Method, Stage, Steps
 from lgi.solver.refinement import Level, Levels, prolongation
-from lgi.solver.result import Status
+from lgi.solver.result import Found, Status
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import line
 
@@ -42,7 +41,7 @@ class Search:
             if groups:
                 for target, group in self._visit(number, first, Group.joined(groups)):
                     waiting[target].append(group)
-        self.found.energies, self.found.lengths = _by_iteration(self.history, self.found)
+        self.found.remember(self.history)
         return self.found
 
     def _sample(self, grid: Grid, basis: Basis, index: Tensor, control: Tensor, order: int) -> Sample:
@@ -134,9 +133,20 @@ class Search:
         much = settings.length_tolerance if method.foretells else torch.inf
         target = levels.targets(number, refine, resolve, promise, tail, tolerance=settings.tolerance, much=much)
         return [
-            (to, _carried(group[(target == to).nonzero()[:, 0]], levels.all[number], levels.all[to]))
+            (to, self._moved(number, to, group[(target == to).nonzero()[:, 0]]))
             for to in target[target > number].unique().tolist()
         ]
+
+    def _moved(self, number: int, to: int, group: Group) -> Group:
+        """Curves of one level as curves of another."""
+        T = prolongation(self.levels.all[number].knots, self.levels.all[to].knots).to(group.control.device)
+        learnt = group.learnt
+        if learnt is not None:
+            # R T = 1: on the curves of the coarse level, the matrix stays what it was.
+            R = torch.linalg.pinv(T[1:-1, 1:-1])
+            R = torch.kron(R, torch.eye(self.energy.d, dtype=R.dtype, device=R.device))
+            learnt = R.T @ learnt @ R
+        return replace(group, control=T @ group.control, learnt=learnt)
 
     def _certify(self, number: int, stage: Stage, done: Tensor, method: Method, again: Tensor) -> tuple[Tensor, Tensor]:
         """Measure the curves ``done`` on the measuring grid; tells which fail, and which are longer but may improve.
@@ -234,8 +244,12 @@ class Search:
         error = error + sample.noise
         drowned = within_rounding(error, sample.noise)
         converged, promise = residual <= settings.tolerance, found.promise[index]
-        found.status[index] = self._status(
-            converged, longer, promise, index, unknown=~(error <= wanted * sample.length) & (converged | drowned)
+        found.status[index] = Status.of(
+            converged=converged,
+            unknown=~(error <= wanted * sample.length) & (converged | drowned),
+            longer=longer,
+            exhausted=found.n_iterations[index] >= settings.n_iterations,
+            refinable=promise > settings.length_tolerance,
         )
         found.control[index, : control.shape[1]] = control
         found.length[index], found.straight_length[index] = sample.length, straight_length
@@ -243,38 +257,6 @@ class Search:
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
         hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
         return ~converged & ~longer, hopeful, rough
-
-    def _status(self, converged: Tensor, longer: Tensor, promise: Tensor, index: Tensor, *, unknown: Tensor) -> Tensor:
-        """How the search for the curves ``index`` would end, if it ended now: the last that applies."""
-        exhausted = self.found.n_iterations[index] >= self.settings.n_iterations
-        refinable = (promise > self.settings.length_tolerance) & ~longer
-        status = torch.where(exhausted, Status.EXHAUSTED, torch.full_like(index, Status.COARSE))
-        status = torch.where(longer & ~exhausted, Status.LONGER, status)
-        status = torch.where(converged, torch.where(refinable, Status.REFINABLE, Status.CONVERGED), status)
-        return torch.where(unknown, Status.UNKNOWN, status)
-
-
-def _carried(group: Group, level: Level, finer: Level) -> Group:
-    """Curves of one level as curves of another."""
-    T = prolongation(level.knots, finer.knots).to(group.control.device)
-    learnt = group.learnt
-    if learnt is not None:
-        # R T = 1: on the curves of the coarse level, the matrix stays what it was.
-        R = torch.linalg.pinv(T[1:-1, 1:-1])
-        R = torch.kron(R, torch.eye(group.control.shape[-1], dtype=R.dtype, device=R.device))
-        learnt = R.T @ learnt @ R
-    return replace(group, control=T @ group.control, learnt=learnt)
-
-
-def _by_iteration(history: list[tuple[Tensor, Tensor, Tensor, Tensor]], found: Found) -> Tensor:
-    """Energies and lengths (2, c, n_iterations) from what was noted on the way: curves, iterations, energy, length."""
-    n = int(found.n_iterations.max()) + 1
-    table = found.energy.new_full((2, len(found.energy), n), torch.nan)
-    for index, iteration, energy, length in history:
-        table[0, index, iteration], table[1, index, iteration] = energy, length
-    for k in range(1, n):
-        table[..., k] = torch.where(table[..., k].isnan(), table[..., k - 1], table[..., k])
-    return table
 
 
 def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:

@@ -8,10 +8,9 @@ from torch import Tensor
 from lgi.metric import Metric
 from lgi.progress import progress_bar
 from lgi.solver.energy import Energy
-from lgi.solver.found import Found
 from lgi.solver.methods import METHODS
 from lgi.solver.refinement import Levels
-from lgi.solver.result import ShortenResult
+from lgi.solver.result import Found, ShortenResult
 from lgi.solver.search import Search
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import Graph, initial_curves
