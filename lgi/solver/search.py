@@ -133,20 +133,9 @@ class Search:
         much = settings.length_tolerance if method.foretells else torch.inf
         target = levels.targets(number, refine, resolve, promise, tail, tolerance=settings.tolerance, much=much)
         return [
-            (to, self._moved(number, to, group[(target == to).nonzero()[:, 0]]))
+            (to, _carried(group[(target == to).nonzero()[:, 0]], levels.all[number], levels.all[to]))
             for to in target[target > number].unique().tolist()
         ]
-
-    def _moved(self, number: int, to: int, group: Group) -> Group:
-        """Curves of one level as curves of another."""
-        T = prolongation(self.levels.all[number].knots, self.levels.all[to].knots).to(group.control.device)
-        learnt = group.learnt
-        if learnt is not None:
-            # R T = 1: on the curves of the coarse level, the matrix stays what it was.
-            R = torch.linalg.pinv(T[1:-1, 1:-1])
-            R = torch.kron(R, torch.eye(self.energy.d, dtype=R.dtype, device=R.device))
-            learnt = R.T @ learnt @ R
-        return replace(group, control=T @ group.control, learnt=learnt)
 
     def _certify(self, number: int, stage: Stage, done: Tensor, method: Method, again: Tensor) -> tuple[Tensor, Tensor]:
         """Measure the curves ``done`` on the measuring grid; tells which fail, and which are longer but may improve.
@@ -257,6 +246,18 @@ class Search:
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
         hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
         return ~converged & ~longer, hopeful, rough
+
+
+def _carried(group: Group, level: Level, finer: Level) -> Group:
+    """Curves of one level as curves of another."""
+    T = prolongation(level.knots, finer.knots).to(group.control.device)
+    learnt = group.learnt
+    if learnt is not None:
+        # R T = 1: on the curves of the coarse level, the matrix stays what it was.
+        R = torch.linalg.pinv(T[1:-1, 1:-1])
+        R = torch.kron(R, torch.eye(group.control.shape[-1], dtype=R.dtype, device=R.device))
+        learnt = R.T @ learnt @ R
+    return replace(group, control=T @ group.control, learnt=learnt)
 
 
 def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
