@@ -78,7 +78,7 @@ test: $(STAMP) ## every check: lint, types, tests, a smoke run of the series, nb
 	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed (as processor $$processor); see above" >&2; exit 1; fi; \
 	echo "make test: all passed (as processor $$processor)"
 
-# No test that takes more than five seconds of one core: those are marked as slow (pytest --durations=20 shows them).
+# Without what takes more than six seconds of one core, which is marked as slow (pytest --durations=20 shows such tests).
 .PHONY: check
 check: lint ## before each commit: style, types, and the tests that a developer waits for
 	$(TESTING) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not alone' tests

@@ -165,6 +165,7 @@ def test_pairs_of_codes_never_have_identical_ends():
     assert found.settings["step_size"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU"))])  # fmt: skip
 def test_vae1_is_certified_and_never_longer_than_straight(device):
@@ -197,6 +198,7 @@ print(grown * 1024 / columns)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_columns():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     # Twice while they are joined, and what the allocator keeps.
@@ -343,6 +345,7 @@ def test_lines_of_length_zero_are_left_out():
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, capsys):
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "5", "--device", "cpu"]
     options += ["--seed", "3", "--out", str(tmp_path)]

@@ -400,6 +400,7 @@ for _ in range(50):
 """
 
 
+@pytest.mark.slow
 def test_two_writing_processes_and_a_reader(tmp_path):
     path = tmp_path / "demo"
     put(path, 0)

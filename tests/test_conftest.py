@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 TESTS = Path(__file__).resolve().parent
+# They share one run of pytest, over a file for each leak.
+pytestmark = pytest.mark.slow
 
 BEGIN = """\
 import colorsys, io, locale, os, random, sched, signal, sys, types, warnings

@@ -94,6 +94,7 @@ print(json.dumps({
 }))"""
 
 
+@pytest.mark.slow
 def test_wheel_works_without_the_repository(wheel, tmp_path):
     site, empty = tmp_path / "s ité", tmp_path / "empty"
     empty.mkdir()

@@ -325,6 +325,7 @@ def test_rounding_is_not_a_negative_metric(dtype: torch.dtype) -> None:
             assert (metric.log_condition(z) == torch.inf).all()
 
 
+@pytest.mark.slow
 def test_first_forward_derivative_of_a_process_is_quiet() -> None:
     """torch's own deprecation of torch.jit.script comes with the first jvp; nobody who uses lgi should see it."""
     code = (

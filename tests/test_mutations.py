@@ -62,6 +62,7 @@ def fault(name, old, new, *tests):
     return {"name": name, "why": "to be seen", "file": "lgi/spline.py", "old": old, "new": new, "tests": tests}
 
 
+@pytest.mark.slow
 def test_faults_are_judged():
     insertion = "test_default_insertion_halves_the_largest_interval"
     middle = "u = float(T[j] + T[j + 1]) / 2"

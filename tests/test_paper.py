@@ -401,6 +401,7 @@ def test_samples_of_vae1_are_those_of_the_fast_package(dtype: str, end_tolerance
         assert abs(length / straight - 1) <= tolerance
 
 
+@pytest.mark.slow
 def test_improvements_of_vae1_are_those_of_the_fast_package(vae1) -> None:
     study = lgi.worst_case_improvement(lgi.PullbackMetric(vae1), 5, progress=False)
     # Fewer points and knots than by default, because this is slow: it costs 0.03 percentage points.

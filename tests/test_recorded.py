@@ -175,6 +175,7 @@ def notebook_that_shows(text, *, tags=("nbval-ignore-output",), source='print("l
     )
 
 
+@pytest.mark.slow
 def test_nbval_compares_numbers_in_what_it_would_ignore(tmp_path):
     shutil.copyfile(NOTEBOOKS / "conftest.py", tmp_path / "conftest.py")
     cases = {

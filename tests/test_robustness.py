@@ -76,6 +76,7 @@ def private_mounts():
     return command
 
 
+@pytest.mark.slow
 def test_read_only_repository(tmp_path):
     command = private_mounts()
     if command is None:
@@ -301,6 +302,7 @@ assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensor
 assert not list((artifacts.cache_folder() / "checkpoints").iterdir())"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_stopped_training_goes_on(tmp_path):
     command = [sys.executable, "-c", STOPPED_TRAINING, str(tmp_path / "whole"), str(tmp_path / "stopped")]

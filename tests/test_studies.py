@@ -280,6 +280,7 @@ assert os.waitpid(forked(killed), 0)[1] == 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_kill_minus_nine(tmp_path):
     command = [sys.executable, "-c", SIGKILL, tmp_path / "whole", tmp_path / "killed"]
