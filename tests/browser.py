@@ -1,5 +1,6 @@
 """The browser of the tests: Chromium, driven by playwright."""
 
+import random
 import shutil
 from contextlib import contextmanager
 
@@ -18,7 +19,9 @@ def chromium():
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip("no Chromium on this machine")
+    before = random.getstate()  # playwright draws from it
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=OPTIONS.split(), timeout=TIMEOUT)
         yield browser
         browser.close()
+    random.setstate(before)
