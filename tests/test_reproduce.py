@@ -310,7 +310,7 @@ def test_commit_renews_the_solutions_of_the_same_numbers(series):
 
 def test_commit_leaves_solutions_alone_that_fail(series):
     series.write("01_a", "1")
-    path = series.write("solutions/01_solutions", "assert 1 == 2")
+    path = series.write("solutions/01_solutions", "x = 1", "assert x == 2")
     content = path.read_bytes()
     assert series.run("commit") == 1
     assert path.read_bytes() == content
