@@ -104,7 +104,8 @@ unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED
 .PHONY: nbval
 nbval: $(STAMP) ## run the committed notebooks and compare with what they show
 	$(TESTING) LGI_RUNS="$$(mktemp -d)" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -p no:cacheprovider \
-	  --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval.cfg notebooks/
+	  --nbval --nbval-current-env --nbval-cell-timeout 600 --nbval-kernel-startup-timeout 300 \
+	  --nbval-sanitize-with tests/nbval.cfg notebooks/
 
 # Without MNIST, because no image of it is committed: the figures then show reconstructions.
 .PHONY: notebooks

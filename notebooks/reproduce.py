@@ -209,6 +209,7 @@ def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
             kernel_name=KERNEL["name"],
             progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
             coalesce_streams=True,
+            start_timeout=300,  # of the kernel: on a busy machine importing takes its time
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else a kernel may log its shutdown as an error
             config=Config(KernelManager={"transport_encryption": "auto"} if can_encrypt else {}),
         )
