@@ -26,6 +26,7 @@ SEED ?=
 # `make test` draws one each time, because a number that only one processor prints so is no result.
 PROCESSORS := native ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 PROCESSOR ?=
+$(if $(filter-out $(PROCESSORS),$(PROCESSOR)),$(error PROCESSOR=$(PROCESSOR) is none of $(PROCESSORS)))
 TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
 
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -41,6 +42,8 @@ help: ## this list
 	@echo "  EDITION=student   with book: without solutions and instructor's page, into runs/book_student"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
 	@echo "  INSTALLER=pip     install with pip even where uv works"
+	@echo "  SEED=number       with unit: the order of the tests"
+	@echo "  THREADS=2 JOBS=1  with test, unit, nbval: threads of a process, processes side by side"
 	@echo "  PROCESSOR=...     with test, unit, nbval: compute as another processor, one of"
 	@echo "                    $(PROCESSORS)"
 	@echo "  LGI_DATA=folder   where MNIST/raw and vgg19/ lie, if they do"
@@ -94,11 +97,11 @@ lint: $(STAMP) ## style and types
 .PHONY: unit
 unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED=number: in that order again)
 	@trap 'exit 130' INT; seed=$(or $(SEED),$$RANDOM); failed=; \
-	echo "order of the tests: make unit SEED=$$seed"; \
+	again="make unit SEED=$$seed PROCESSOR=$(or $(PROCESSOR),native) THREADS=$(THREADS)"; echo "order of the tests: $$again"; \
 	tests="$(TESTING) $(BIN)/python -m pytest --random-order-bucket=module --random-order-seed=$$seed"; \
 	$$tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests || failed+=" side by side,"; \
 	$$tests -m alone tests || failed+=" alone,"; \
-	test -z "$$failed" || { echo "tests failed that run$$failed in this order: make unit SEED=$$seed" >&2; exit 1; }
+	test -z "$$failed" || { echo "tests failed that run$$failed in this order: $$again" >&2; exit 1; }
 
 # LGI_RUNS: a test must not write into the tree it tests.
 .PHONY: nbval

@@ -56,8 +56,6 @@ def scratch_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 # Set by pytest for each test, and by scikit-learn and parts of torch when something first imports them.
 _NOBODYS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
-
-
 _ABSENT = "absent"
 
 

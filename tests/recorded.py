@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Tolerance(NamedTuple):
-    """What numbers may differ by: ``absolute + relative * |recorded|``, and printed ones by one in the last digit more.
+    """What numbers may differ by: ``absolute + relative * |recorded|``, and printed ones ``digits`` last digits more.
 
     ``pattern`` fits their names, like a path; the first that fits counts. ``why`` is the reason for the size.
     """
@@ -24,6 +24,7 @@ class Tolerance(NamedTuple):
     relative: float
     absolute: float
     why: str
+    digits: int = 1
 
 
 # --- the results of the smoke run -------------------------------------------------------------------------------------
@@ -67,11 +68,13 @@ SMOKE_NOT_COMPARED = ("*/headline", "*seconds*", "03_*/vgg/source", "03_*/vgg/re
 _SIDES = "a pair or two lie so near the limit that they change sides on another processor"
 _FEW_PAIRS = "of 20 pairs a few end elsewhere on another processor: their curves bifurcate, or are not certified"
 _CLASSIFIER = "through the classifier hardly a curve is certified, and some end elsewhere on another processor"
+_COUNTED = "counted, and far from the next number"
 _TRAINED = "trained anew, where roundings grow from step to step"
 
 CELLS = (
     Tolerance("03_geo*/*/pairs for which four starts*", 0.0, 1.0, _FEW_PAIRS),
     Tolerance("03_geo*/*/chord #, straight #, shorter", 0.0, 0.1, _CLASSIFIER),
+    Tolerance("03_geo*/*/Fig. 3*", 0.0, 0.0, _COUNTED, digits=0),
     Tolerance("03_geo*/*/from the *", 0.0, 0.15, _FEW_PAIRS),
     Tolerance("03_geo*/*/the optimiser is not*", 0.0, 0.15, _FEW_PAIRS),
     Tolerance("03_geo*/*/shorter, through the classifier*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
@@ -91,13 +94,18 @@ CELLS = (
     Tolerance("05_two*/c29-*", 0.3, 0.0, "residuals of single pairs"),
     Tolerance("06_original*/*/verdicts that change:", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
     Tolerance("06_original*/*/comparison*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
+    Tolerance("06_original*/*/spline basis*", 0.0, 0.0, _COUNTED, digits=0),
     Tolerance("06_original*/*/two models*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
+    Tolerance("07_explore/*| digits, *", 0.0, 0.0, _COUNTED, digits=0),
     Tolerance("01_solutions/s03-*", 2e-2, 0.3, _TRAINED),
-    Tolerance("01_solutions/*", 2e-2, 0.0, _TRAINED),
-    Tolerance("03_solutions/s07-*probabilities* | median residual", 1.0, 0.0, "where nothing is certified, any size"),
+    Tolerance("01_solutions/s1[09]-*", 2e-2, 0.0, _TRAINED),
+    Tolerance("01_solutions/s15-*weights*", 0.0, 0.0, _COUNTED, digits=0),
+    Tolerance("03_solutions/s07-*probabilities* | median residual", 0.6, 0.0, "of curves that are not certified"),
     Tolerance("03_solutions/s07-*| median residual", 0.3, 0.0, "residuals of single pairs"),
-    Tolerance("03_solutions/s07-*", 0.0, 0.2, _FEW_PAIRS),
-    Tolerance("03_solutions/s11-*| median residual", 1.0, 0.0, "where nothing is certified, any size"),
+    Tolerance("03_solutions/s07-*| certified", 0.0, 0.1, "two of the pairs", digits=0),
+    Tolerance("03_solutions/s07-*| changes of verdict", 0.0, 0.2, _FEW_PAIRS),
+    Tolerance("03_solutions/s11-*/0.*| median residual", 0.6, 0.0, "of curves that are not certified"),
+    Tolerance("03_solutions/s11-*| median residual", 0.3, 0.0, "residuals of single pairs"),
     Tolerance("03_solutions/s11-*", 0.0, 0.2, _CLASSIFIER),
     Tolerance("03_solutions/s16-*/classifier*", 0.0, 0.1, _CLASSIFIER),
     Tolerance("03_solutions/s19-*", 0.0, 0.1, _CLASSIFIER),
@@ -106,7 +114,9 @@ CELLS = (
     Tolerance("05_solutions/s08-*| pairs", 0.0, 1.0, _SIDES),
     Tolerance("05_solutions/s08-*", 0.0, 1.0, "the median moves on to the next pair"),
     Tolerance("05_solutions/s17-*'", 0.0, 0.1, _CLASSIFIER),
-    Tolerance("06_solutions/s10-*| right gradient", 1.0, 0.0, "what rounding leaves of the difference of two numbers"),
+    Tolerance("06_solutions/s07-*| thrown*", 0.0, 0.0, _COUNTED, digits=0),
+    Tolerance("06_solutions/s10-*/0.00001 | right gradient", 0.7, 0.0, "what rounding leaves of a difference"),
+    Tolerance("06_solutions/s10-*| detached", 0.0, 0.0, "closed form", digits=0),
     Tolerance("06_solutions/s17-*| optimism*", 0.0, 1.0, "percent, after a descent that is stopped on the way"),
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
@@ -132,12 +142,12 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _agree(found: Any, recorded: Any, relative: float, absolute: float) -> bool:
+def _agree(found: Any, recorded: Any, relative: float, absolute: float, digits: int) -> bool:
     if isinstance(found, str) and isinstance(recorded, str):
         a, b = _NUMBER.split(found), _NUMBER.split(recorded)
-        # Text and numbers take turns; a number's last digit may be rounded in another way.
+        # Text and numbers take turns.
         return a[::2] == b[::2] and all(
-            _agree(*map(_value, pair), relative, absolute + max(map(_last_digit, pair)) * (1 + 1e-9))
+            _agree(*map(_value, pair), relative, absolute + digits * max(map(_last_digit, pair)) * (1 + 1e-9), 0)
             for pair in zip(a[1::2], b[1::2], strict=True)
         )
     kinds = [isinstance(x, int | float) and not isinstance(x, bool) for x in (found, recorded)]
@@ -171,7 +181,7 @@ def differences(
         tolerance = next(tolerance for tolerance in tolerances if fnmatchcase(name, tolerance.pattern))
         if name not in a or name not in b:
             said.append(f"{name}: {'not there any more' if name in b else 'not recorded'}")
-        elif not _agree(a[name], b[name], tolerance.relative, tolerance.absolute):
+        elif not _agree(a[name], b[name], tolerance.relative, tolerance.absolute, tolerance.digits):
             said.append(
                 f"{name}: {a[name]!r}, recorded {b[name]!r} (relative {tolerance.relative:g}, absolute "
                 f"{tolerance.absolute:g}: {tolerance.why})"

@@ -92,6 +92,7 @@ def errors(tmp_path_factory):
     command = [sys.executable, "-m", "pytest", "-c", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(folder)]
     command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={folder / 'report.xml'}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_ALL", "PYTEST_"))}
+    environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     found = {}

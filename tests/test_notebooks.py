@@ -1,4 +1,4 @@
-"""Static tests of the committed notebooks (design section 7), each shown to fail on a deliberately bad notebook."""
+"""Static tests of the committed notebooks (CONTRIBUTING.md, "Notebooks"), each shown to fail on a bad notebook."""
 
 import ast
 import configparser

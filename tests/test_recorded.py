@@ -128,7 +128,7 @@ def compared(notebook):
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_a_wrong_number_in_a_committed_notebook_is_found(path):
-    """Each number that is compared, by itself twice as large and three last digits more, is found."""
+    """Each number that is compared, by itself off by itself and three last digits more, is found, above or below."""
     missed = []
     for cell in compared(nbformat.read(path, 4)):
         where, numbers = f"{path.stem}/{cell.id}", shown(cell.outputs)
@@ -136,10 +136,11 @@ def test_a_wrong_number_in_a_committed_notebook_is_found(path):
             parts = recorded._NUMBER.split(text)
             for k in range(1, len(parts), 2):
                 value, digit = recorded._value(parts[k]), recorded._last_digit(parts[k])
-                wrong = 2 * value + (3 if value >= 0 else -3) * digit
-                other = "".join([*parts[:k], f"{wrong:g}", *parts[k + 1 :]])
-                if not recorded.differences({where: numbers | {name: other}}, {where: numbers}, recorded.CELLS):
-                    missed.append(f"{where}/{name}: {other!r} for {text!r}")
+                far = abs(value) + 3 * digit
+                for wrong in (value + far, value - far):
+                    other = "".join([*parts[:k], f"{wrong:g}", *parts[k + 1 :]])
+                    if not recorded.differences({where: numbers | {name: other}}, {where: numbers}, recorded.CELLS):
+                        missed.append(f"{where}/{name}: {other!r} for {text!r}")
     assert not missed, "\n".join(missed)
 
 
@@ -156,7 +157,10 @@ def test_no_tolerance_is_left_over():
         (cells, recorded.CELLS, recorded.CELLS_NOT_COMPARED),
     ):
         first = {next(t.pattern for t in tolerances if recorded.fnmatchcase(name, t.pattern)) for name in names}
-        assert [t.pattern for t in tolerances if t.pattern not in first] == []
+        left = [t.pattern for t in tolerances if t.pattern not in first]
+        # A repository made for students has no solutions.
+        solved = any("solutions" in path.stem for path in COMMITTED)
+        assert [pattern for pattern in left if solved or "_solutions/" not in pattern] == []
         assert [pattern for pattern in rest if not any(recorded.fnmatchcase(name, pattern) for name in names)] in (
             [],
             ["*seconds*"],

@@ -19,6 +19,7 @@ from lgi.metric import (
     curve_length,
 )
 from lgi.solver import SolverSettings, shorten, solve_geodesic_ode
+from lgi.solver.methods import METHODS
 from lgi.spline import CubicBSpline
 
 EXACT = SolverSettings(length_tolerance=1e-12, tolerance=1e-7, progress=False)
@@ -112,7 +113,7 @@ def test_length_converges_with_the_sixth_power_of_the_number_of_spans():
     assert (rates < 7.5).all(), rates
 
 
-@pytest.mark.parametrize("method", ["gauss-newton", "lbfgs", "gradient"])
+@pytest.mark.parametrize("method", METHODS)
 def test_straight_lines_of_an_affine_decoder_are_returned_as_they_are(method):
     decoder = AffineDecoder.random()
     start, end = random_pairs(20)
@@ -454,7 +455,7 @@ def test_iterations_are_limited_and_reported():
 def test_constant_generator_has_length_zero():
     metric = PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1)
     start, end = random_pairs(2)
-    for method in ("gauss-newton", "lbfgs", "gradient"):
+    for method in METHODS:
         result = shorten(metric, start, end, SolverSettings(method=method, progress=False))
         assert torch.equal(result.length, torch.zeros(2, dtype=torch.float64))
         assert torch.equal(result.improvement, torch.zeros(2, dtype=torch.float64))
