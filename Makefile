@@ -25,8 +25,8 @@ SEED ?=
 # summation: these are torch's, oneDNN's and MKL's own environment variables, native is this processor as it is.
 # `make test` draws one each time of those that all of it has been watched to pass as, because a number that only one
 # processor prints so is no result.
-DRAWN := native ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE
-PROCESSORS := $(DRAWN) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+DRAWN := native ATEN_CPU_CAPABILITY=avx2
+PROCESSORS := $(DRAWN) MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 PROCESSOR ?=
 $(if $(filter-out $(PROCESSORS),$(PROCESSOR)),$(error PROCESSOR=$(PROCESSOR) is none of $(PROCESSORS)))
 TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
