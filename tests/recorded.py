@@ -119,7 +119,7 @@ CELLS = (
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
 
-# Not compared: what depends on the files of the machine; and residuals of curves that are not certified, seen to be four
+# Not compared: what depends on the files of the machine; and residuals of curves that are not certified, seen four
 # times as large on another processor. By notebook and cell.
 CELLS_NOT_COMPARED = (
     "03_solutions/s07-*/probabilities* | median residual",
