@@ -84,8 +84,8 @@ class ShortenResult:
     residual : Tensor, shape (...)
         Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
         the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``
-        of variations. It depends neither on coordinates nor on scales; the energy is by about ``residual**2``,
-        relatively, above that of the nearest stationary curve with as many control points.
+        of variations. Scales and linear changes of latent coordinates do not matter; the energy is by about
+        ``residual**2``, relatively, above that of the nearest stationary curve with as many control points.
     refinement_gain : Tensor, shape (...)
         Estimated relative shortening by more control points, from the gradient of the length with respect to them (for
         ``"lbfgs"`` that of the last refinement, for ``"gradient"`` unknown, infinite). A more even speed is no gain.

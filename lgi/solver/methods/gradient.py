@@ -29,12 +29,12 @@ class GradientDescent(FirstOrder):
 
     @staticmethod
     def degrees(nodes: int) -> Sequence[int]:
-        """One grid, of cubic elements: the descent costs what its nodes cost, and is nowhere near exact.
+        """One grid, of elements of degree 6.
 
-        Measured on VAE1, degree 6 takes twice as long, for lengths that differ by less than 1e-4.
+        Of 50 pairs of VAE1, 58 % are certified so, after 34 s; with degree 4 50 % after 23 s, with 3 46 % after 17 s.
         """
         del nodes
-        return (3,)
+        return (6,)
 
     def least_decrease(self, stage: Stage) -> Tensor:
         """The same for all curves: of the energy, which the descent lowers, where the paper looks at the length."""
