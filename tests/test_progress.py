@@ -93,11 +93,12 @@ class HeldForEver:
 
 
 @pytest.fixture
-def held_lock():
-    before = tqdm.get_lock()
-    tqdm.set_lock(HeldForEver())
-    yield
-    tqdm.set_lock(before)
+def held_lock(monkeypatch):
+    # The first bar of a process starts a thread that looks after all bars, and takes their lock now and then.
+    if tqdm.monitor is not None:
+        tqdm.monitor.exit()
+        tqdm.monitor = None
+    monkeypatch.setattr(tqdm, "_lock", HeldForEver(), raising=False)  # what tqdm.get_lock returns
 
 
 @pytest.mark.parametrize("name", COMPUTATIONS)
