@@ -43,7 +43,8 @@ SMOKE = (
     Tolerance("03_*/saved/*", 0.0, 0.35, "difference of two such means"),
     Tolerance("03_*/near_chord/*", 0.0, 0.17, "two of 12 pairs"),
     Tolerance("03_*/vgg/straight_length", 1e-3, 0.0, "no solver takes part"),
-    Tolerance("03_*/vgg/length", 3e-2, 0.0, "VGG-19 has kinks, and the search is stopped early"),
+    # 0.988 to 1.036 of the recorded length on three processors.
+    Tolerance("03_*/vgg/length", 1e-1, 0.0, "VGG-19 has kinks, and the search is stopped early"),
     Tolerance("04_*/certified", 0.0, 0.1, "six of 60 samples"),
     Tolerance("04_*/certified/*", 0.0, 0.1, "six of 60 samples"),
     Tolerance("04_*/grid/*/3", 0.0, 0.34, "share certified, two of 6 samples"),
