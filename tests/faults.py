@@ -772,14 +772,14 @@ FAULTS: list[Fault] = [
         (
             "shipped file for any settings",
             "a changed parameter changes nothing",
-            'if document["settings_hash"] == wanted:',
-            'if document["settings_hash"]:',
+            "if settings_hash(name, found.settings, found.version) == wanted:",
+            "if settings_hash(name, found.settings, found.version):",
             ["test_shipped_is_read_where_it_fits_and_never_overwritten"],
         ),
         (
             "digest not compared",
             "an edited file is read as if it were whole",
-            'if kept["digest"] != _sha256(_canonical(document), header, data):',
+            'if kept["digest"] != _sha256(_canonical(document) + header, data):',
             'if not kept["digest"]:',
             ["test_an_edited_header_is_refused", "test_replaced_tensors_are_refused"],
         ),
