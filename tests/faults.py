@@ -571,8 +571,8 @@ FAULTS: list[Fault] = [
         (
             "interval of 90 %",
             "too narrow for what it is called",
-            '        method="percentile",\n',
-            '        method="percentile",\n        confidence_level=0.9,\n',
+            'method="percentile", random_state=0)',
+            'method="percentile", random_state=0, confidence_level=0.9)',
             ["test_statistics"],
         ),
         (
