@@ -332,7 +332,8 @@ def _read(path: Path, name: str) -> Artifact:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}. {_REMEDY}") from error
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ArtifactError(f"{file} {what}. {_REMEDY}") from error
     try:
         metadata, header, data = _split(content)
         kept = json.loads(metadata["lgi"])

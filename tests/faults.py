@@ -724,8 +724,8 @@ FAULTS: list[Fault] = [
         (
             "optimiser forgotten",
             "an interrupted training ends in another model",
-            'optimizer.load_state_dict({"state": states[name],',
-            'optimizer.load_state_dict({"state": {},',
+            "part.load_state_dict(state)",
+            "part.load_state_dict(state if isinstance(part, nn.Module) else part.state_dict())",
             ["test_interrupted_training_resumes_to_the_same_model"],
         ),
         (
