@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lgi import artifacts
@@ -238,8 +239,10 @@ class VGG19Features(nn.Module):
         # Built without storage, so that loading draws no random number from the caller's stream.
         with torch.device("meta"):
             self.features = _build_vgg19(names[: names.index(layer) + 1])
-        state = self._random_state(seed) if weights is None else self._trained_state(weights, download)
-        self.load_state_dict(state, assign=True)
+        if weights is None:
+            self.load_state_dict(self._random_state(seed), assign=True)
+        else:
+            self._load(weights, download)
         self.requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
@@ -287,32 +290,22 @@ class VGG19Features(nn.Module):
                 nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu", generator=generator)
         return state
 
-    def _trained_state(self, weights: str | Path | Mapping[str, Tensor], download: bool) -> dict[str, Tensor]:
-        """Copies, in float32, of the weights that the layers need."""
-        if isinstance(weights, Mapping):
-            source, found = "the mapping", weights
-        else:
-            path = _imagenet_file(download) if weights == "imagenet" else Path(weights)
-            source, found = str(path), _read_state(path)
-        expected = {name: parameter.shape for name, parameter in self.state_dict().items()}
-        if not expected.keys() <= found.keys():
-            present = [
-                name
-                for i, name in enumerate(_vgg19_layers())
-                if name.startswith("conv") and {f"features.{i}.weight", f"features.{i}.bias"} <= found.keys()
-            ]
+    def _load(self, weights: str | Path | Mapping[str, Tensor], download: bool) -> None:
+        """Take copies, in float32, of the weights that the layers need."""
+        source: str | Path = "the mapping"
+        if not isinstance(weights, Mapping):
+            source = path = _imagenet_file(download) if weights == "imagenet" else Path(weights)
+            weights = _read_state(path)
+        known = {
+            name: weights[name].detach().to(torch.float32, copy=True) for name in self.state_dict().keys() & weights
+        }
+        try:
+            self.load_state_dict(known, assign=True)
+        except RuntimeError as error:
             raise ValueError(
-                f"{self.layer} needs layers that {source} lacks: of VGG-19's layers, under torchvision's names "
-                f"(features.0.weight ...), it has {', '.join(present) or 'none'}. Ask for a layer that these reach, or "
-                "give weights that go further"
-            )
-        for name, shape in expected.items():
-            if found[name].shape != shape:
-                raise ValueError(
-                    f"expected {name} of shape {tuple(shape)}, got {tuple(found[name].shape)} in {source}: these are "
-                    "not the weights of a VGG-19"
-                )
-        return {name: found[name].detach().to(torch.float32, copy=True) for name in expected}
+                f"{source} has not all of VGG-19's weights up to {self.layer}, by torchvision's names. Ask for a layer "
+                f"that they reach, or give weights that go further. {error}"
+            ) from error
 
 
 def _vgg19_layers() -> list[str]:
@@ -340,9 +333,8 @@ def _build_vgg19(names: list[str]) -> nn.Sequential:
 def _imagenet_file(download: bool) -> Path:
     """Find the trained weights: raw data folders, then torchvision's cache, then (on request) the network."""
     folders = [folder / "vgg19" for folder in artifacts.raw_data_folders()]
-    for folder in folders:
-        for path in sorted(folder.glob("*.safetensors")):
-            return path
+    if found := [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]:
+        return found[0]
     from torchvision.models import VGG19_Weights
 
     url = VGG19_Weights.IMAGENET1K_V1.url
@@ -362,11 +354,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # safetensors, zip and pickle each raise their own kinds
         raise ValueError(f"{path} is not a readable state dict ({error}): restore or delete it") from error
     if not isinstance(state, Mapping):

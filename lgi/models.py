@@ -18,12 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 Network = TypeVar("Network", bound=nn.Module)
 
 # Smooth only: the geodesic equation needs second derivatives of the decoder, which a ReLU does not have.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +138,9 @@ class RBFPrecision(nn.Module):
                 f"{tuple(centres.shape)}, {tuple(bandwidths.shape)} and {tuple(weight.shape)}"
             )
         if not bool((weight >= 0).all()):
-            raise ValueError(
-                "weight must be non-negative and finite: a negative weight could make a precision negative"
-            )
+            raise ValueError("weight must be non-negative: a negative weight could make a precision negative")
         if not bool(((bandwidths > 0) & bandwidths.isfinite()).all()):
-            raise ValueError(
-                "bandwidths must be positive and finite; an empty or one-point cluster has none of its own"
-            )
+            raise ValueError("bandwidths must be positive and finite; an empty or one-point cluster has none")
         if not (floor > 0 and math.isfinite(floor)):
             raise ValueError(f"floor must be positive and finite, got {floor}")
         self.data_shape = tuple(data_shape)
@@ -434,21 +425,17 @@ def fuse(module: Network) -> Network:
 
 def _fold_batch_norms(sequence: nn.Sequential) -> None:
     """Fold each batch norm into the layer before it and take it out of the sequence, in place."""
-    kept: list[nn.Module] = []
-    for layer in sequence:
-        before = kept[-1] if kept else None
+    i = 1
+    while i < len(sequence):
+        before, layer = sequence[i - 1], sequence[i]
         if isinstance(layer, nn.BatchNorm2d) and isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
-            kept[-1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))
+            sequence[i - 1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))
         elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
-            kept[-1] = fuse_linear_bn_eval(before, layer)
+            sequence[i - 1] = fuse_linear_bn_eval(before, layer)
         else:
-            kept.append(layer)
-    if len(kept) < len(sequence):
-        names = [str(i) for i in range(len(kept))]
-        for name in list(sequence._modules):
-            del sequence._modules[name]
-        for name, layer in zip(names, kept, strict=True):
-            sequence.add_module(name, layer)
+            i += 1
+            continue
+        del sequence[i]
 
 
 def _image_network(architecture: Architecture) -> nn.Sequential:

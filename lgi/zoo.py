@@ -86,17 +86,13 @@ def load_model(
     """
     if name not in MODELS:
         raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
+    if (std is not None and name not in VAES) or (output is not None and name != "logistic_regression"):
+        raise ValueError("std is an option of the VAEs, output one of the logistic regression; the GAN has no options")
     artifact = _shipped(name)
     if name == "logistic_regression":
-        if std is not None:
-            raise ValueError("std is an option of the VAEs; the logistic regression has output")
         return restore_logistic_regression(artifact, output=output or "probabilities").to(pick_device(device))
     if name == "gan":
-        if std is not None or output is not None:
-            raise ValueError("the GAN has no options: std is one of the VAEs, output of the logistic regression")
         return restore_gan(artifact).to(pick_device(device))
-    if output is not None:
-        raise ValueError(f"output is an option of the logistic regression; {name!r} has std")
     return restore_vae(artifact, std=std or "rbf").to(pick_device(device))
 
 

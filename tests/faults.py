@@ -270,8 +270,8 @@ FAULTS: list[Fault] = [
         (
             "batch norm left out",
             "the fused decoder is another decoder",
-            "kept[-1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))",
-            "kept[-1] = before",
+            "sequence[i - 1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))",
+            "sequence[i - 1] = before",
             ["test_fused_equals_original"],
         ),
         (
