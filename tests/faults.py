@@ -492,8 +492,8 @@ FAULTS: list[Fault] = [
         (
             "worst of the starts",
             "codes of samples that look like another digit",
-            "searches.objective.argmin(1)",
-            "searches.objective.argmax(1)",
+            'found.pop("objective").argmin(1)',
+            'found.pop("objective").argmax(1)',
             ["test_several_basins_need_several_starts"],
         ),
         (
