@@ -33,6 +33,14 @@ def _check_images(images: Tensor, weight: Tensor) -> None:
         )
 
 
+def _check_labels(labels: Tensor, images: Tensor) -> None:
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"expected one integer label for each of the {len(images)} images, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)} for images of shape {tuple(images.shape)}"
+        )
+
+
 class LogisticRegression(nn.Module):
     """Multinomial logistic regression on flattened data, the feature map of App. B.
 
@@ -114,11 +122,7 @@ class LogisticRegression(nn.Module):
         ValueError
             If the numbers of images and labels differ, or the labels are not integers.
         """
-        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
-            raise ValueError(
-                f"expected one integer label for each of the {len(images)} images, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)} for images of shape {tuple(images.shape)}"
-            )
+        _check_labels(labels, images)
         from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
         estimator = SklearnLogisticRegression(C=C, max_iter=max_iter)
@@ -161,11 +165,7 @@ class LogisticRegression(nn.Module):
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Fraction, in [0, 1], of the images (n, *data_shape) whose predicted label is that of `labels` (n,)."""
-        if labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"expected labels of shape {tuple(images.shape[:1])} for images of shape {tuple(images.shape)}, "
-                f"got {tuple(labels.shape)}"
-            )
+        _check_labels(labels, images)
         return (self.predict(images) == labels).double().mean().item()
 
     def _logits(self, images: Tensor) -> Tensor:

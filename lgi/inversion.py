@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lgi.metric import FeatureMap, Generator, PullbackMetric
-from lgi.metric.batching import describe
+from lgi.metric.batching import at_least, describe
 from lgi.progress import progress_bar
 from lgi.solver.steps import adapted, damped_step, factorised, secant, solved
 
@@ -157,8 +157,8 @@ def invert(
     Lei, Jalal, Dhillon & Dimakis, "Inverting deep generative models, one layer at a time", NeurIPS 2019, for the
     problem. Dennis, Gay & Welsch, "An adaptive nonlinear least-squares algorithm", ACM TOMS 7, 1981, for the search.
     """
-    _at_least(1, n_candidates=n_candidates, chunk_size=chunk_size)
-    _at_least(0, n_starts=n_starts, n_iterations=n_iterations, prior_weight=prior_weight, threshold=threshold)
+    at_least(1, n_candidates=n_candidates, chunk_size=chunk_size)
+    at_least(0, n_starts=n_starts, n_iterations=n_iterations, prior_weight=prior_weight, threshold=threshold)
     if not tolerance > 0:
         raise ValueError(f"expected a positive tolerance, got {tolerance}")
     d = getattr(generator, "latent_dim", None) if latent_dim is None else latent_dim
@@ -414,13 +414,6 @@ class _MatrixFree(_LeastSquares):
 
 _MOST_PRODUCTS = 64
 _LARGEST_DAMPING = 1e8
-
-
-def _at_least(least: int, **settings: float | None) -> None:
-    for name, value in settings.items():
-        # Not `value < least`, which NaN would pass.
-        if value is not None and not value >= least:
-            raise ValueError(f"expected {name} to be at least {least}, got {value}")
 
 
 def _candidates(given: Tensor | None, n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -176,14 +177,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.latent_dim = architecture.latent_dim
         self.data_shape = (1, 28, 28)
-        (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
+        hidden, activation = architecture.hidden, ACTIVATIONS[architecture.activation]
         self.body = nn.Sequential(
-            *_normalised(nn.Conv2d(1, c14, 3, stride=2, padding=1), architecture.normalisation),
-            activation(),
-            *_normalised(nn.Conv2d(c14, c7, 3, stride=2, padding=1), architecture.normalisation),
-            activation(),
+            *_downwards(architecture, architecture.normalisation),
             nn.Flatten(),
-            nn.Linear(c7 * 49, hidden),
+            nn.Linear(architecture.channels[1] * 49, hidden),
             activation(),
             nn.Linear(hidden, 2 * self.latent_dim),
         )
@@ -339,16 +337,10 @@ class Discriminator(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.data_shape = (1, 28, 28)
-        (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
-        self.body = nn.Sequential(
-            nn.Conv2d(1, c14, 3, stride=2, padding=1),
-            activation(),
-            nn.Conv2d(c14, c7, 3, stride=2, padding=1),
-            activation(),
-        )
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear((c7 + 1) * 49, hidden), activation(), nn.Linear(hidden, 1), nn.Flatten(0)
-        )
+        self.body = nn.Sequential(*_downwards(architecture, "none"))
+        width, hidden = (architecture.channels[1] + 1) * 49, architecture.hidden
+        dense = nn.Linear(width, hidden), ACTIVATIONS[architecture.activation](), nn.Linear(hidden, 1)
+        self.head = nn.Sequential(nn.Flatten(), *dense, nn.Flatten(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n,) for images x (n, 1, 28, 28)."""
@@ -436,6 +428,14 @@ def _fold_batch_norms(sequence: nn.Sequential) -> None:
             i += 1
             continue
         del sequence[i]
+
+
+def _downwards(architecture: Architecture, normalisation: str) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise((1, *architecture.channels)):
+        layers += _normalised(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), normalisation)
+        layers.append(ACTIVATIONS[architecture.activation]())
+    return layers
 
 
 def _image_network(architecture: Architecture) -> nn.Sequential:

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lgi import artifacts
+from lgi.metric.batching import at_least
 from lgi.models import GAN, VAE, ConstantStd, ImageGenerator, RBFPrecision
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
@@ -58,8 +59,8 @@ class TrainingSettings:
     n_rbf_steps: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.n_rbf_steps, self.batch_size, self.n_centres) < 1:
-            raise ValueError("epochs, n_rbf_steps, batch_size and n_centres must be at least 1")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(1, n_centres=self.n_centres, n_rbf_steps=self.n_rbf_steps)
         if not (self.learning_rate > 0 and self.bandwidth_factor > 0 and 0 < self.dither_std < self.max_std):
             raise ValueError("expected learning_rate > 0, bandwidth_factor > 0 and 0 < dither_std < max_std")
 
@@ -92,8 +93,7 @@ class GANSettings:
     averaging: float = 0.998
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.penalty_interval) < 1:
-            raise ValueError("epochs, batch_size and penalty_interval must be at least 1")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size, penalty_interval=self.penalty_interval)
         if not (self.learning_rate > 0 and self.gradient_penalty >= 0 and 0 <= self.averaging < 1):
             raise ValueError("expected learning_rate > 0, gradient_penalty >= 0 and 0 <= averaging < 1")
 

@@ -1,7 +1,7 @@
 """The shipped models and latent codes, ready for use."""
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from lgi.models import GAN, VAE, Architecture, ConstantStd, Decoder, RBFPrecisio
 VAES = ("vae1", "vae2")
 CODES = (*VAES, "gan")
 MODELS = (*CODES, "logistic_regression")
+
+Device: TypeAlias = str | torch.device
+Std: TypeAlias = Literal["rbf", "constant"]
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,15 @@ class Codes:
 
 
 @overload
-def load_model(
-    name: Literal["vae1", "vae2"], device: str | torch.device = "cpu", *, std: Literal["rbf", "constant"] = "rbf"
-) -> VAE: ...
+def load_model(name: Literal["vae1", "vae2"], device: Device = "cpu", *, std: Std = "rbf") -> VAE: ...
 @overload
-def load_model(name: Literal["gan"], device: str | torch.device = "cpu") -> GAN: ...
+def load_model(name: Literal["gan"], device: Device = "cpu") -> GAN: ...
 @overload
 def load_model(
-    name: Literal["logistic_regression"],
-    device: str | torch.device = "cpu",
-    *,
-    output: ClassifierOutput = "probabilities",
+    name: Literal["logistic_regression"], device: Device = "cpu", *, output: ClassifierOutput = "probabilities"
 ) -> LogisticRegression: ...
 def load_model(
-    name: str,
-    device: str | torch.device = "cpu",
-    *,
-    std: Literal["rbf", "constant"] | None = None,
-    output: ClassifierOutput | None = None,
+    name: str, device: Device = "cpu", *, std: Std | None = None, output: ClassifierOutput | None = None
 ) -> VAE | GAN | LogisticRegression:
     """Shipped model: "vae1", "vae2", "gan" or "logistic_regression", trained on MNIST digits 2, 4, 5, 7.
 
@@ -96,7 +90,7 @@ def load_model(
     return restore_vae(artifact, std=std or "rbf").to(pick_device(device))
 
 
-def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
+def load_codes(name: str, device: Device = "cpu") -> Codes:
     """Latent codes of the official MNIST test images of digits 2, 4, 5, 7 in a shipped model.
 
     Parameters
@@ -123,7 +117,7 @@ def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
     return restore_codes(_shipped(name), device)
 
 
-def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"] = "rbf", fused: bool = True) -> VAE:
+def restore_vae(artifact: artifacts.Artifact, *, std: Std = "rbf", fused: bool = True) -> VAE:
     """VAE of a recorded training (:func:`lgi.recipes.train_or_load`), on the CPU, in eval mode.
 
     Parameters
@@ -177,7 +171,7 @@ def restore_gan(artifact: artifacts.Artifact, *, fused: bool = True) -> GAN:
     return fuse(gan) if fused else gan.eval()
 
 
-def restore_codes(artifact: artifacts.Artifact, device: str | torch.device = "cpu") -> Codes:
+def restore_codes(artifact: artifacts.Artifact, device: Device = "cpu") -> Codes:
     """Latent codes of a recorded training, on a device."""
     fields = ("z", "std", "label", "index")
     return Codes(**{key: artifact.tensors[f"codes.{key}"].to(pick_device(device)) for key in fields})

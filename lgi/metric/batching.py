@@ -80,6 +80,14 @@ def describe(x: Any) -> str:
     return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
 
 
+def at_least(least: float, **settings: float | None) -> None:
+    """Refuse settings below their least value, by name; None is none."""
+    for name, value in settings.items():
+        # Not `value < least`, which NaN would pass.
+        if value is not None and not value >= least:
+            raise ValueError(f"expected {name} to be at least {least}, got {value}")
+
+
 def check_points(z: Tensor, d: int | None) -> None:
     """Refuse what is not floating-point points (..., d); where the latent dimension is not known, any will do."""
     if not isinstance(z, Tensor) or not z.is_floating_point():
