@@ -29,7 +29,7 @@ from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, uni
 from lgi.features import ClassifierOutput
 from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
-from lgi.metric.batching import describe
+from lgi.metric.batching import describe, one_of
 from lgi.models import pick_device
 from lgi.solver import SolverSettings, shorten
 from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
@@ -202,9 +202,8 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
     step_size, direction = settings["step_size"], settings["direction"]
     if not isinstance(step_size, int | float | np.number) or not 0 < step_size < math.inf:
         raise ValueError(f"expected a positive step_size, got {step_size!r}")
-    for name, allowed in (("direction", get_args(Direction)), ("eigenvectors", get_args(Eigenvectors))):
-        if settings[name] not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {settings[name]!r}")
+    one_of(get_args(Direction), direction=direction)
+    one_of(get_args(Eigenvectors), eigenvectors=settings["eigenvectors"])
     if settings["solver"]["starts"] == "graph":
         raise ValueError('starts="graph" needs points, which only lgi.shorten takes: use "multi" or "line"')
     try:
@@ -309,10 +308,8 @@ class _Sampler:
 
     def draw(self, samples: Iterable[int], seed: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Starts, random vectors (both (n, d), float64, CPU) and rows of the codes, each sample from its own stream."""
-        codes, d = self.codes, self.study_settings["latent_dim"]
-        names = ("start_code", "end_code")[
-            : 0 if codes is None else 2 if self.study_settings["direction"] == "pairs" else 1
-        ]
+        codes, d, pairs = self.codes, self.study_settings["latent_dim"], self.study_settings["direction"] == "pairs"
+        names = ("start_code", "end_code")[: 0 if codes is None else 1 + pairs]
         starts, vectors, rows = [], [], []
         for i in samples:
             # Not (seed, i) as entropy: from that, lgi.shorten draws the bent curves of starts="multi".

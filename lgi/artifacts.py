@@ -70,10 +70,8 @@ def repository_root() -> Path | None:
 
 def _folder_from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    if not value:
-        return None
     # A relative value would mean another folder for each notebook server and test runner; `make` starts at the root.
-    return (repository_root() or Path.cwd()) / Path(value).expanduser()
+    return (repository_root() or Path.cwd()) / Path(value).expanduser() if value else None
 
 
 def data_folder() -> Path:

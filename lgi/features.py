@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lgi import artifacts
+from lgi.metric.batching import one_of
 
 ClassifierOutput = Literal["logits", "log_probabilities", "probabilities"]
-_CLASSIFIER_OUTPUTS = ("logits", "log_probabilities", "probabilities")
 
 # Of the images VGG-19 was trained on: torchvision's constants, for RGB in [0, 1].
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,8 +72,7 @@ class LogisticRegression(nn.Module):
         self, weight: Tensor, bias: Tensor, classes: Tensor, *, output: ClassifierOutput = "probabilities"
     ) -> None:
         super().__init__()
-        if output not in _CLASSIFIER_OUTPUTS:
-            raise ValueError(f"expected output to be one of {_CLASSIFIER_OUTPUTS}, got {output!r}")
+        one_of(get_args(ClassifierOutput), output=output)
         if weight.ndim != 2 or weight.shape[0] < 2 or not bias.shape == classes.shape == weight.shape[:1]:
             raise ValueError(
                 "expected weight (n_classes, n_features), bias (n_classes,) and classes (n_classes,) with at least two "
@@ -89,13 +88,7 @@ class LogisticRegression(nn.Module):
 
     @classmethod
     def fit_images(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        output: ClassifierOutput = "probabilities",
-        C: float = 1.0,
-        max_iter: int = 1000,
+        cls, images: Tensor, labels: Tensor, *, output: ClassifierOutput = "probabilities", C: float = 1.0
     ) -> Self:
         """Fit by scikit-learn's L-BFGS, which is deterministic, in float64.
 
@@ -109,8 +102,6 @@ class LogisticRegression(nn.Module):
             What `forward` returns.
         C : float
             Inverse strength of the L2 penalty on the weights (scikit-learn's default).
-        max_iter : int
-            Bound on the iterations; scikit-learn warns where it was not enough.
 
         Returns
         -------
@@ -125,7 +116,7 @@ class LogisticRegression(nn.Module):
         _check_labels(labels, images)
         from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
-        estimator = SklearnLogisticRegression(C=C, max_iter=max_iter)
+        estimator = SklearnLogisticRegression(C=C, max_iter=1000)
         estimator.fit(images.detach().flatten(1).double().cpu().numpy(), labels.cpu().numpy())
         weight, bias = (torch.as_tensor(x, dtype=images.dtype) for x in (estimator.coef_, estimator.intercept_))
         if len(weight) == 1:  # of two classes, scikit-learn keeps the difference: the rows are 0 and w
@@ -230,8 +221,7 @@ class VGG19Features(nn.Module):
     ) -> None:
         super().__init__()
         names = _vgg19_layers()
-        if layer not in names:
-            raise ValueError(f"expected layer to be one of {', '.join(names)}, got {layer!r}")
+        one_of(names, layer=layer)
         if not value_range[0] < value_range[1]:
             raise ValueError(f"expected value_range (black, white) with black < white, got {value_range}")
         self.layer = layer

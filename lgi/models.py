@@ -16,6 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from lgi.metric.batching import one_of
+
 Network = TypeVar("Network", bound=nn.Module)
 
 # Smooth only: the geodesic equation needs second derivatives of the decoder, which a ReLU does not have.
@@ -56,10 +58,8 @@ class Architecture:
                 "expected positive integers latent_dim and hidden and two positive integers channels, "
                 f"got latent_dim={self.latent_dim}, hidden={self.hidden}, channels={self.channels}"
             )
-        if self.normalisation not in ("batch", "spectral", "none"):
-            raise ValueError(f'normalisation must be "batch", "spectral" or "none", got {self.normalisation!r}')
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}")
+        one_of(("batch", "spectral", "none"), normalisation=self.normalisation)
+        one_of(ACTIVATIONS, activation=self.activation)
 
 
 class ConstantStd(nn.Module):
@@ -146,9 +146,8 @@ class RBFPrecision(nn.Module):
             raise ValueError(f"floor must be positive and finite, got {floor}")
         self.data_shape = tuple(data_shape)
         # Buffers, not parameters: they are fitted in closed-form steps, never by gradient.
-        self.register_buffer("centres", centres.detach().clone())
-        self.register_buffer("bandwidths", bandwidths.detach().clone())
-        self.register_buffer("weight", weight.detach().clone())
+        for name, value in (("centres", centres), ("bandwidths", bandwidths), ("weight", weight)):
+            self.register_buffer(name, value.detach().clone())
         self.register_buffer("floor", torch.as_tensor(floor, dtype=weight.dtype, device=weight.device))
 
     def basis(self, z: Tensor) -> Tensor:
@@ -298,8 +297,7 @@ class VAE(nn.Module):
 
     def __init__(self, architecture: Architecture, likelihood: str = "gaussian") -> None:
         super().__init__()
-        if likelihood not in DECODERS:
-            raise ValueError(f"likelihood must be one of {sorted(DECODERS)}, got {likelihood!r}")
+        one_of(DECODERS, likelihood=likelihood)
         self.architecture = architecture
         self.encoder = Encoder(architecture)
         self.decoder: Decoder = DECODERS[likelihood](architecture)

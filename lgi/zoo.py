@@ -1,13 +1,14 @@
 """The shipped models and latent codes, ready for use."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor
 
 from lgi import artifacts
 from lgi.features import ClassifierOutput, LogisticRegression
+from lgi.metric.batching import one_of
 from lgi.models import GAN, VAE, Architecture, ConstantStd, Decoder, RBFPrecision, fuse, pick_device
 
 VAES = ("vae1", "vae2")
@@ -134,8 +135,7 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Std = "rbf", fused: bool =
     VAE
         The model.
     """
-    if std not in ("rbf", "constant"):
-        raise ValueError(f'std must be "rbf" or "constant", got {std!r}')
+    one_of(get_args(Std), std=std)
     with torch.random.fork_rng(devices=[]):  # for initial weights, which are not kept
         vae = VAE(_architecture(artifact), artifact.settings.get("likelihood", "gaussian"))
     state = _state(artifact)

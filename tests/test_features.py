@@ -131,7 +131,7 @@ class TestLogisticRegression:
 
     def test_bad_input(self, digits, fitted):
         weight, bias, classes = torch.zeros(3, 4), torch.zeros(3), torch.arange(3)
-        with pytest.raises(ValueError, match="expected output to be one of"):
+        with pytest.raises(ValueError, match="output must be one of"):
             LogisticRegression(weight, bias, classes, output="softmax")
         with pytest.raises(ValueError, match=r"\(3, 4\), \(2,\) and \(3,\)"):
             LogisticRegression(weight, bias[:2], classes)
@@ -362,7 +362,7 @@ class TestVGG19Features:
         assert not (tmp_path / "proof").exists()
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match=r"expected layer to be one of conv1_1, relu1_1, .* got 'relu3_5'"):
+        with pytest.raises(ValueError, match=r"layer must be one of conv1_1, relu1_1, .* got 'relu3_5'"):
             VGG19Features("relu3_5", weights=None)
         with pytest.raises(ValueError, match="black < white"):
             VGG19Features("conv1_1", weights=None, value_range=(1.0, 1.0))

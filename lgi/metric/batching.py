@@ -1,6 +1,6 @@
 """Any number of points in bounded memory, chunk after chunk; what goes in is points, and what comes out is finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -86,6 +86,13 @@ def at_least(least: float, **settings: float | None) -> None:
         # Not `value < least`, which NaN would pass.
         if value is not None and not value >= least:
             raise ValueError(f"expected {name} to be at least {least}, got {value}")
+
+
+def one_of(allowed: Collection[str], **choices: object) -> None:
+    """Refuse choices that are not among those allowed, by name."""
+    for name, value in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_points(z: Tensor, d: int | None) -> None:
