@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lgi import artifacts
@@ -217,7 +218,7 @@ def train_vae(
     device, std_net = _device_of(vae), getattr(vae.decoder, "std_net", None)
     if isinstance(std_net, RBFPrecision):
         raise ValueError("the decoder already has an RBF precision network; train a fresh VAE, then fit the network")
-    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
+    optimizer = Adam(vae.parameters(), lr=settings.learning_rate)
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
     run = _Run(vae, [optimizer], identity, checkpoint)
     yield from run.history
@@ -351,7 +352,7 @@ def train_gan(
     average = AveragedModel(gan.generator, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
     # No momentum (Mescheder et al. 2018): the gradient of a game turns.
     of_generator, of_discriminator = optimizers = [
-        torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99))
+        Adam(network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99))
         for network in (gan.generator, gan.discriminator)
     ]
     identity = {"settings": settings, "architecture": gan.architecture, "n": [len(train), len(held_out)]}
@@ -504,11 +505,7 @@ class _Run:
     """What has been trained of a model, epoch by epoch: it goes on from a checkpoint if there is one."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Adam],
-        identity: Mapping[str, Any],
-        checkpoint: Path | None,
+        self, model: nn.Module, optimizers: Sequence[Adam], identity: Mapping[str, Any], checkpoint: Path | None
     ) -> None:
         self.parts: list[Any] = [model, *optimizers]
         self.identity, self.checkpoint = identity, checkpoint
