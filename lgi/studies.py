@@ -256,7 +256,7 @@ def run(
     compute: Callable[[int], Table],
     folder: Path | None,
     *,
-    shard: tuple[int, int],
+    shard: tuple[int, int] = (1, 1),
     progress: bool | None,
 ) -> Study:
     """Compute a study chunk by chunk; with a folder, go on with what is there.
@@ -273,7 +273,7 @@ def run(
         Takes the number of a chunk and returns its table.
     folder : pathlib.Path, optional
         Where to keep the study; by default nowhere.
-    shard : (int, int)
+    shard : (int, int), optional
         Compute only the chunks of part i of n, counted from 1.
     progress : bool, optional
         Whether to show a progress bar; by default if the output is a terminal.
