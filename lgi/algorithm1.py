@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import math
+import operator
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ from lgi import zoo
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
 from lgi.metric import Metric, PullbackMetric
+from lgi.metric.base import check_metric
+from lgi.metric.batching import describe, one_of
 from lgi.models import pick_device
 from lgi.solver import SolverSettings, shorten
 from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
@@ -149,19 +152,20 @@ def worst_case_improvement(
     Michelis & Becker (2021), section 2.3 and App. C. Golub & Van Loan, Matrix Computations (2013), section 10.1 for
     Lanczos iterations with full reorthogonalisation.
     """
-    study_settings = _settle(
-        metric,
-        codes,
-        latent_dim,
-        n_samples=n_samples,
-        seed=seed,
-        direction=direction,
-        step_size=step_size,
-        eigenvectors=eigenvectors,
-        solver=settings,
-        chunk_size=chunk_size,
-        about=about,
-    )
+    study_settings: dict[str, Any] = {
+        "n_samples": n_samples,
+        "seed": seed,
+        "direction": direction,
+        "step_size": step_size,
+        "starts": "prior" if codes is None else "codes",
+        "eigenvectors": eigenvectors,
+        "metric": type(metric).__name__,
+        # How many curves are worked on at a time changes rounding at most, and the bar nothing.
+        "solver": {k: v for k, v in vars(settings).items() if k not in ("chunk_size", "progress")},
+        "chunk_size": chunk_size,
+        "about": dict(about or {}),
+    }
+    _settle(study_settings, metric, codes, latent_dim)
     like = next((x for x in _parameters(metric) if x.is_floating_point()), codes)
     # Tensors made in inference mode cannot be differentiated; copies of them can.
     with torch.inference_mode(False):
@@ -183,43 +187,27 @@ def worst_case_improvement(
             study_settings,
             sampler.chunk,
             None if folder is None else Path(folder),
-            shard=_checked_shard(shard, len(chunks_of(study_settings))),
+            shard=_checked_shard((1, 1) if shard is None else shard, len(chunks_of(study_settings))),
             progress=progress,
         )
 
 
-def _settle(
-    metric: Metric,
-    codes: Tensor | None,
-    latent_dim: int | None,
-    *,
-    n_samples: int,
-    seed: int,
-    direction: Direction,
-    step_size: float,
-    eigenvectors: Eigenvectors,
-    solver: SolverSettings,
-    chunk_size: int,
-    about: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Check the arguments, settle what they leave open, and write them down."""
-    if not isinstance(metric, Metric):
-        raise TypeError(f"expected a metric, such as lgi.PullbackMetric(generator), got a {type(metric).__name__}")
-    for name, value, least in (("n_samples", n_samples, 1), ("seed", seed, 0), ("chunk_size", chunk_size, 1)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"expected {name} as an integer of at least {least}, got {value!r}")
+def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, latent_dim: int | None) -> None:
+    """Check the settings of a study, and settle in them what they leave open."""
+    check_metric(metric)
+    for name, least in (("n_samples", 1), ("seed", 0), ("chunk_size", 1)):
+        if not isinstance(settings[name], int | np.integer) or settings[name] < least:
+            raise ValueError(f"expected {name} as an integer of at least {least}, got {settings[name]!r}")
+        settings[name] = int(settings[name])
+    step_size, direction = settings["step_size"], settings["direction"]
     if not isinstance(step_size, int | float | np.number) or not 0 < step_size < math.inf:
         raise ValueError(f"expected a positive step_size, got {step_size!r}")
-    for name, choice, allowed in (
-        ("direction", direction, get_args(Direction)),
-        ("eigenvectors", eigenvectors, get_args(Eigenvectors)),
-    ):
-        if choice not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")
-    if solver.starts == "graph":
+    one_of(get_args(Direction), direction=direction)
+    one_of(get_args(Eigenvectors), eigenvectors=settings["eigenvectors"])
+    if settings["solver"]["starts"] == "graph":
         raise ValueError('starts="graph" needs points, which only lgi.shorten takes: use "multi" or "line"')
     try:
-        json.dumps(about, allow_nan=False)
+        json.dumps(settings["about"], allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"expected about to be made of finite numbers, strings, lists and mappings: {error}"
@@ -227,25 +215,14 @@ def _settle(
     if any(x.is_inference() for x in _parameters(metric)):
         raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)
-    d = _one_latent_dim(metric, codes, latent_dim)
-    if eigenvectors == "lanczos" and direction == "minimal":
+    settings["latent_dim"] = d = _one_latent_dim(metric, codes, latent_dim)
+    if settings["eigenvectors"] == "lanczos" and direction == "minimal":
         raise ValueError('Lanczos iterations find maximal eigenvectors only: use eigenvectors="eigh"')
-    if eigenvectors == "auto":
-        eigenvectors = "lanczos" if d > _LARGE and direction == "maximal" else "eigh"
-    return {
-        "n_samples": int(n_samples),
-        "seed": int(seed),
-        "direction": direction,
-        "step_size": None if direction == "pairs" else float(step_size),
-        "starts": "prior" if codes is None else "codes",
-        "eigenvectors": eigenvectors if direction in ("maximal", "minimal") else None,
-        "metric": type(metric).__name__,
-        "latent_dim": d,
-        # How many curves are worked on at a time changes rounding at most, and the bar nothing.
-        "solver": {k: v for k, v in dataclasses.asdict(solver).items() if k not in ("chunk_size", "progress")},
-        "chunk_size": int(chunk_size),
-        "about": dict(about or {}),
-    }
+    if settings["eigenvectors"] == "auto":
+        settings["eigenvectors"] = "lanczos" if d > _LARGE and direction == "maximal" else "eigh"
+    if direction not in ("maximal", "minimal"):
+        settings["eigenvectors"] = None
+    settings["step_size"] = None if direction == "pairs" else float(step_size)
 
 
 def _check_codes(codes: Tensor | None, direction: Direction) -> None:
@@ -254,8 +231,7 @@ def _check_codes(codes: Tensor | None, direction: Direction) -> None:
             raise ValueError('direction="pairs" draws both ends from codes: give codes (n_codes, d)')
         return
     if not isinstance(codes, Tensor) or codes.ndim != 2 or len(codes) == 0 or not codes.is_floating_point():
-        got = f"{codes.dtype} of shape {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
-        raise ValueError(f"expected floating-point codes (n_codes, d), got {got}")
+        raise ValueError(f"expected floating-point codes (n_codes, d), got {describe(codes)}")
     if not bool(codes.isfinite().all()):
         raise ValueError(f"{int((~codes.isfinite()).any(-1).sum())} of {len(codes)} codes are NaN or infinite")
     if direction == "pairs" and bool((codes == codes[0]).all()):
@@ -273,13 +249,15 @@ def _one_latent_dim(metric: Metric, codes: Tensor | None, latent_dim: int | None
     return next(iter(known.values()))
 
 
-def _checked_shard(shard: tuple[int, int] | None, n_chunks: int) -> tuple[int, int] | None:
-    if shard is None:
-        return None
-    pair = tuple(shard) if isinstance(shard, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(k, int | np.integer) for k in pair) or not 1 <= pair[0] <= pair[1]:
-        raise ValueError(f"expected shard = (i, n), integers with 1 <= i <= n, counted from 1, got {shard!r}")
-    i, n = (int(k) for k in pair)
+def _checked_shard(shard: Any, n_chunks: int) -> tuple[int, int]:
+    try:
+        i, n = map(operator.index, shard)
+        if not 1 <= i <= n:
+            raise ValueError("no part")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected shard = (i, n), integers with 1 <= i <= n, counted from 1, got {shard!r}"
+        ) from error
     if n > n_chunks:
         raise ValueError(f"{n} shards of {n_chunks} chunks of samples: use fewer shards or a smaller chunk_size")
     return i, n
@@ -295,12 +273,6 @@ def _parameters(metric: Metric) -> list[Tensor]:
         elif isinstance(value, Metric):
             found += _parameters(value)
     return found
-
-
-def _weighted_sums(codes: Tensor) -> Tensor:
-    """Sums (d,) of codes (n, d) with random weights, relative to their norms: any two rows exchanged, they differ."""
-    weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(codes)))
-    return weights @ codes / codes.norm(dim=0).clamp_min(torch.finfo(codes.dtype).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,13 +293,14 @@ class _Sampler:
         with torch.no_grad():
             speeds = self.metric.squared_speed(self.place(start), self.place(towards))
             norms = [torch.linalg.vector_norm(x.double()).item() for x in _parameters(self.metric)]
-        codes = [] if self.codes is None else [len(self.codes), *self.codes.norm(dim=0).tolist()]
-        return {
-            "speeds in the metric": speeds.double().tolist(),
-            "parameters of the metric": norms,
-            "codes": codes,
-            "order and signs of the codes": [] if self.codes is None else _weighted_sums(self.codes).tolist(),
-        }
+        found = {"speeds in the metric": speeds.double().tolist(), "parameters of the metric": norms}
+        if self.codes is None:
+            return found | {"codes": [], "order and signs of the codes": []}
+        size = self.codes.norm(dim=0)
+        # Sums with random weights: any two rows exchanged, they differ.
+        weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(self.codes)))
+        sums = weights @ self.codes / size.clamp_min(torch.finfo(size.dtype).tiny)
+        return found | {"codes": [len(self.codes), *size.tolist()], "order and signs of the codes": sums.tolist()}
 
     def place(self, z: Tensor) -> Tensor:
         """Points as the metric wants them."""
@@ -335,10 +308,8 @@ class _Sampler:
 
     def draw(self, samples: Iterable[int], seed: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Starts, random vectors (both (n, d), float64, CPU) and rows of the codes, each sample from its own stream."""
-        codes, d = self.codes, self.study_settings["latent_dim"]
-        names = ("start_code", "end_code")[
-            : 0 if codes is None else 2 if self.study_settings["direction"] == "pairs" else 1
-        ]
+        codes, d, pairs = self.codes, self.study_settings["latent_dim"], self.study_settings["direction"] == "pairs"
+        names = ("start_code", "end_code")[: 0 if codes is None else 1 + pairs]
         starts, vectors, rows = [], [], []
         for i in samples:
             # Not (seed, i) as entropy: from that, lgi.shorten draws the bent curves of starts="multi".
@@ -399,11 +370,8 @@ class _Sampler:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _shard(text: str) -> tuple[int, int]:
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 3/20, got {text!r}")
-    return int(i), int(n)
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(k) for k in text.split("/"))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -429,10 +397,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     add("--direction", choices=get_args(Direction), default="maximal", help="pairs: of test digits' codes" + defaults)
     add("--std", choices=("rbf", "constant"), help="variance model of a VAE; by default rbf")
     add("--feature-map", choices=get_args(ClassifierOutput), help="output of the logistic regression; by default none")
-    add(
-        "--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="control points at most" + defaults
-    )
-    add("--shard", type=_shard, metavar="I/N", help="compute part I of N")
+    add("--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="control points" + defaults)
+    add("--shard", type=_integers, metavar="I/N", help="compute part I of N, such as 3/20")
     add("--chunk-size", type=int, default=500, metavar="N", help="samples computed and written at a time" + defaults)
     add("--device", default="auto", help="auto, cpu, cuda, ..." + defaults)
     add("--quiet", action="store_true", help="no progress bar, no summary")
@@ -445,9 +411,7 @@ def _study(args: argparse.Namespace) -> Study:
     options: dict[str, Any] = {} if args.std is None else {"std": args.std}
     model: Any = zoo.load_model(args.model, device, **options)
     generator = model.generator if args.model == "gan" else model.decoder
-    feature_map = None
-    if args.feature_map is not None:
-        feature_map = zoo.load_model("logistic_regression", device, output=args.feature_map)
+    feature_map = args.feature_map and zoo.load_model("logistic_regression", device, output=args.feature_map)
     return worst_case_improvement(
         PullbackMetric(generator, feature_map),
         args.samples,

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,10 +70,8 @@ def repository_root() -> Path | None:
 
 def _folder_from_environment(variable: str) -> Path | None:
     value = os.environ.get(variable)
-    if not value:
-        return None
     # A relative value would mean another folder for each notebook server and test runner; `make` starts at the root.
-    return (repository_root() or Path.cwd()) / Path(value).expanduser()
+    return (repository_root() or Path.cwd()) / Path(value).expanduser() if value else None
 
 
 def data_folder() -> Path:
@@ -115,12 +113,9 @@ def runs_folder() -> Path:
 def _plain(value: object, where: str, *, convert_tensors: bool = False) -> Any:
     """Reduce a value to what JSON can hold without loss, or raise naming the entry."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        entries = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
-        value = {
-            field.name: entry
-            for field, entry in entries
-            if not (field.metadata.get("added_later") and entry == field.default)
-        }
+        later = [field for field in dataclasses.fields(value) if field.metadata.get("added_later")]
+        left_out = {field.name for field in later if getattr(value, field.name) == field.default}
+        value = {key: entry for key, entry in vars(value).items() if key not in left_out}
     if isinstance(value, np.generic) or (convert_tensors and isinstance(value, Tensor) and value.ndim == 0):
         value = value.item()
     if isinstance(value, Mapping):
@@ -130,21 +125,14 @@ def _plain(value: object, where: str, *, convert_tensors: bool = False) -> Any:
         return {key: _plain(item, f"{where}.{key}", convert_tensors=convert_tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]", convert_tensors=convert_tensors) for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ArtifactError(f"{where}: expected a finite number, got {value}; use None, or a tensor of the artefact")
+    if value is None or isinstance(value, int | float | str):
         return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ArtifactError(
-                f"{where}: expected a finite number, got {value}; use None, or a tensor of the artefact"
-            )
-        return value
-    if isinstance(value, Path):
-        advice = "a path differs between machines; name what the file contains instead"
-    elif isinstance(value, Tensor | np.ndarray):
-        advice = "put tensors among the artefact's tensors and what determines them among the settings; or .tolist()"
-    else:
-        advice = "use numbers, strings, None, lists, mappings or dataclasses of these"
-    raise ArtifactError(f"{where}: got {type(value).__name__}; {advice}")
+    raise ArtifactError(
+        f"{where}: got {type(value).__name__}; use numbers, strings, None, lists, mappings or dataclasses of these. "
+        "A path differs between machines: name what the file contains. Tensors belong among the artefact's tensors"
+    )
 
 
 def _canonical(value: object) -> str:
@@ -152,11 +140,8 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _sha256(*parts: bytes | str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part)
-    return digest.hexdigest()
+def _sha256(text: str, data: bytes = b"") -> str:
+    return hashlib.sha256(text.encode() + data).hexdigest()
 
 
 def settings_hash(name: str, settings: object, version: int | str) -> str:
@@ -212,10 +197,9 @@ def _replacing(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call
     except OSError as error:
-        reason = error.strerror or str(error)
         raise ArtifactError(
-            f"cannot write {target}: {reason}. Free space there or make it writable; LGI_CACHE and LGI_RUNS name other "
-            "folders for computed artefacts and for runs."
+            f"cannot write {target}: {error.strerror or error}. Free space there or make it writable; LGI_CACHE and "
+            "LGI_RUNS name other folders for computed artefacts and for runs."
         ) from error
     finally:
         with suppress(OSError):
@@ -249,6 +233,7 @@ class Artifact:
     record : dict
         The JSON part.
     settings : dict
+    version : int or str
         What determines the artefact.
     provenance : dict
         Where, when and with what it was computed, see `provenance`.
@@ -261,6 +246,7 @@ class Artifact:
     tensors: dict[str, Tensor]
     record: dict[str, Any]
     settings: dict[str, Any]
+    version: int | str
     provenance: dict[str, Any]
     source: Literal["shipped", "cache", "computed"]
     path: Path
@@ -272,13 +258,11 @@ def _file(path: Path) -> Path:
 
 
 def _stored(key: str, value: object) -> Tensor:
-    if isinstance(value, np.ndarray):
-        try:
-            value = torch.from_numpy(np.array(value))
-        except TypeError as error:
-            raise ArtifactError(f"tensors[{key!r}]: expected a numeric array, got dtype {value.dtype}") from error
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        value = torch.from_numpy(np.array(value))
     if not isinstance(value, Tensor):
-        raise ArtifactError(f"tensors[{key!r}]: expected a tensor or array, got {type(value).__name__}; use the record")
+        got = getattr(value, "dtype", type(value).__name__)
+        raise ArtifactError(f"tensors[{key!r}]: expected a tensor or numeric array, got {got}; use the record")
     # A copy, because safetensors refuses tensors that share memory or are not contiguous.
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
@@ -287,8 +271,6 @@ def _split(content: bytes) -> tuple[dict[str, str], str, bytes]:
     """Take a safetensors file apart: its metadata, the rest of its header as canonical JSON, its tensor data."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
-    if not isinstance(header, dict):
-        raise ValueError("no safetensors header")
     return header.pop("__metadata__", {}), _canonical(header), content[end:]
 
 
@@ -335,40 +317,34 @@ def save(
     }
     stored = {key: _stored(key, value) for key, value in tensors.items()}
     _, header, data = _split(safetensors.torch.save(stored))
-    digest = _sha256(_canonical(document), header, data)
+    digest = _sha256(_canonical(document) + header, data)
     # One entry, because safetensors writes several in random order: the same artefact must give the same bytes.
     metadata = {"lgi": _canonical({"document": document, "digest": digest})}
     with _replacing(_file(path)) as temporary:
         temporary.write_bytes(safetensors.torch.save(stored, metadata=metadata))
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return document and tensors of an artefact that is whole, or raise."""
+def _read(path: Path, name: str) -> Artifact:
+    """Return an artefact that is whole, or raise."""
     file = _file(path)
     try:
         content = file.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{file} is missing. {_REMEDY}") from error
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}. {_REMEDY}") from error
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ArtifactError(f"{file} {what}. {_REMEDY}") from error
     try:
         metadata, header, data = _split(content)
         kept = json.loads(metadata["lgi"])
         document: dict[str, Any] = kept["document"]
-        if kept["digest"] != _sha256(_canonical(document), header, data):
+        if kept["digest"] != _sha256(_canonical(document) + header, data):
             raise ValueError("digest")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{file} is truncated or was edited. {_REMEDY}") from error
     if document["name"] != name:
         raise ArtifactError(f"{file} holds {document['name']!r}, expected {name!r}. {_REMEDY}")
-    return document, safetensors.torch.load(content)
-
-
-def _artifact(
-    path: Path, document: dict[str, Any], tensors: dict[str, Tensor], source: Literal["shipped", "cache", "computed"]
-) -> Artifact:
-    kept = {key: document[key] for key in ("record", "settings", "provenance")}
-    return Artifact(tensors=tensors, path=path, source=source, **kept)
+    fields = {key: document[key] for key in ("record", "settings", "version", "provenance")}
+    source: Literal["shipped", "cache"] = "cache" if path.is_relative_to(cache_folder()) else "shipped"
+    return Artifact(tensors=safetensors.torch.load(content), path=path, source=source, **fields)
 
 
 def load(path: Path, *, name: str, settings: object = None, version: int | str | None = None) -> Artifact:
@@ -396,15 +372,15 @@ def load(path: Path, *, name: str, settings: object = None, version: int | str |
         If the file is missing, truncated or edited, or if name, settings or version differ. The message names the file,
         the settings that differ, and the remedy.
     """
-    path = Path(path)
-    document, tensors = _read(path, name)
-    wanted = document["settings"] if settings is None else _plain(settings, "settings")
-    wanted_version = document["version"] if version is None else version
-    if settings_hash(name, wanted, wanted_version) != document["settings_hash"]:
-        raise ArtifactError(
-            f"{_file(path)} is of other settings: {_difference(document, wanted, wanted_version)}. {_REMEDY}"
-        )
-    return _artifact(path, document, tensors, "cache" if path.is_relative_to(cache_folder()) else "shipped")
+    found = _read(Path(path), name)
+    before = found.settings | {"version": found.version}
+    after = found.settings if settings is None else _plain(settings, "settings")
+    after = after | {"version": found.version if version is None else version}
+    pairs = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in sorted(before.keys() | after.keys())}
+    differing = [f"{key} is {a!r}, expected {b!r}" for key, (a, b) in pairs.items() if _canonical(a) != _canonical(b)]
+    if differing:
+        raise ArtifactError(f"{_file(found.path)} is of other settings: {'; '.join(differing)}. {_REMEDY}")
+    return found
 
 
 def exists(path: Path) -> bool:
@@ -415,17 +391,6 @@ def exists(path: Path) -> bool:
 def remove(path: Path) -> None:
     """Delete the artefact at path (given without suffix), if there is one."""
     _file(path).unlink(missing_ok=True)
-
-
-def _difference(document: dict[str, Any], settings: Any, version: int | str) -> str:
-    found, wanted = ({**s} if isinstance(s, dict) else {"settings": s} for s in (document["settings"], settings))
-    found["version"], wanted["version"] = document["version"], version
-    differing = [
-        f"{key} is {found.get(key, 'absent')!r}, expected {wanted.get(key, 'absent')!r}"
-        for key in sorted(found.keys() | wanted.keys())
-        if _canonical([found[key]] if key in found else []) != _canonical([wanted[key]] if key in wanted else [])
-    ]
-    return "; ".join(differing)
 
 
 def load_or_compute(
@@ -477,20 +442,18 @@ def load_or_compute(
     cached = cache_folder() / folder / f"{name}-{wanted[:16]}"
     if not recompute:
         if exists(shipped):
-            document, tensors = _read(shipped, name)
-            if document["settings_hash"] == wanted:
-                return _artifact(shipped, document, tensors, "shipped")
+            found = _read(shipped, name)
+            if settings_hash(name, found.settings, found.version) == wanted:
+                return found
         if exists(cached):
             return load(cached, name=name, settings=settings, version=version)
 
     check_writable(cached.parent, "Set LGI_CACHE to a folder that can be written")
     result = compute()
     if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Mapping) for part in result)):
-        raise ArtifactError(
-            f"compute of {name!r}: expected (tensors, record), two mappings, got {type(result).__name__}"
-        )
+        raise ArtifactError(f"compute of {name!r}: expected (tensors, record), got {type(result).__name__}")
     save(cached, *result, name=name, settings=settings, version=version, provenance=provenance())
-    return _artifact(cached, *_read(cached, name), "computed")
+    return dataclasses.replace(_read(cached, name), source="computed")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -500,9 +463,8 @@ def load_or_compute(
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+            return found[1]
     return platform.processor() or platform.machine()
 
 
@@ -558,15 +520,10 @@ def provenance(*, seed: int | None = None, command: str | None = None) -> dict[s
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Figure(Protocol):
-    # What is needed of matplotlib.figure.Figure; importing it for a type alone would cost every user of lgi a second.
-    def savefig(self, fname: Any, /, **settings: Any) -> object: ...
-
-
-def _results_file(notebook: str, run: str) -> Path:
-    _check_name("notebook", notebook)
+def _run_file(run: str, folder: str, name: str) -> Path:
     _check_name("run", run)
-    return runs_folder() / run / "results" / f"{notebook}.json"
+    _check_name("name", name)
+    return runs_folder() / run / folder / name
 
 
 def record_results(notebook: str, results: Mapping[str, Any], *, run: str = "default") -> Path:
@@ -592,7 +549,7 @@ def record_results(notebook: str, results: Mapping[str, Any], *, run: str = "def
     ArtifactError
         If a value has no JSON form, a name is not one path component, or the file cannot be written.
     """
-    file = _results_file(notebook, run)
+    file = _run_file(run, "results", f"{notebook}.json")
     plain = _plain(results, "results", convert_tensors=True)
     if not isinstance(plain, dict) or not isinstance(plain.get("headline", ""), str):
         raise ArtifactError(f"results: expected a mapping whose entry 'headline', if any, is a string, got {plain!r}")
@@ -609,26 +566,23 @@ def read_results(notebook: str, run: str = "default") -> dict[str, Any]:
     ArtifactError
         If the notebook has not recorded anything in this run, or the file is damaged.
     """
-    file = _results_file(notebook, run)
+    file = _run_file(run, "results", f"{notebook}.json")
     try:
         results = json.loads(file.read_bytes())
+        if not isinstance(results, dict):
+            raise ValueError("no mapping")
     except FileNotFoundError as error:
         raise ArtifactError(f"{file} is missing: run notebook {notebook!r} in run {run!r} first") from error
     except ValueError as error:
         raise ArtifactError(f"{file} is damaged: delete it and run notebook {notebook!r} again") from error
-    if not isinstance(results, dict):
-        raise ArtifactError(f"{file} is damaged: delete it and run notebook {notebook!r} again")
     return results
 
 
 # Dates and program versions would make two files of the same figure differ.
-_FIGURE_METADATA: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
+_FIGURE_METADATA = {"png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
 
 
-def save_figure(figure: _Figure, name: str, *, run: str = "default") -> list[Path]:
+def save_figure(figure: Any, name: str, *, run: str = "default") -> list[Path]:
     """Write a figure to ``<runs_folder>/<run>/figures``: ``<name>.png`` for reading, ``<name>.pdf`` for print.
 
     Neither has a date in it.
@@ -652,11 +606,9 @@ def save_figure(figure: _Figure, name: str, *, run: str = "default") -> list[Pat
     ArtifactError
         If a name is not one path component, or a file cannot be written.
     """
-    _check_name("name", name)
-    _check_name("run", run)
     files = []
-    for format_, metadata in _FIGURE_METADATA.items():
-        files.append(runs_folder() / run / "figures" / f"{name}.{format_}")
+    for format_, left_out in _FIGURE_METADATA.items():
+        files.append(_run_file(run, "figures", f"{name}.{format_}"))
         with _replacing(files[-1]) as temporary:
-            figure.savefig(temporary, format=format_, metadata=metadata)
+            figure.savefig(temporary, format=format_, metadata=dict.fromkeys(left_out))
     return files

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lgi.metric import Metric
+from lgi.metric.batching import describe
 from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
 from lgi.studies import bootstrap_interval
@@ -114,9 +115,7 @@ class Comparison:
             If there are fewer than 3 pairs or all improvements of a model are equal: then there is none.
         """
         if len(self) < 3 or any(bool((x == x[0]).all()) for x in (self.improvement_a, self.improvement_b)):
-            raise ValueError(
-                "no rank correlation of fewer than 3 pairs, or where all improvements of a model are equal"
-            )
+            raise ValueError("no rank correlation of fewer than 3 pairs, or of equal improvements")
         from scipy.stats import spearmanr
 
         found = spearmanr(self.improvement_a.double().numpy(), self.improvement_b.double().numpy())
@@ -183,11 +182,11 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
         ("a", metric_a, start_a, end_a, settings),
         ("b", metric_b, start_b, end_b, settings_b or settings),
     ):
-        for name, x, like in ((f"start_{model}", start, start_a), (f"end_{model}", end, start_a)):
-            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0 or len(x) != len(like):
-                got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
-                first = f" like start_a {tuple(like.shape)}" if isinstance(like, Tensor) and x is not like else ""
-                raise ValueError(f"expected {name} as codes (n, d) of n >= 1 pairs{first}, got {got}")
+        for name, x in ((f"start_{model}", start), (f"end_{model}", end)):
+            if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0 or len(x) != len(start_a):
+                raise ValueError(
+                    f"expected {name} as codes (n, d) of n >= 1 pairs, of as many as start_a, got {describe(x)}"
+                )
         try:
             if start.shape == end.shape:
                 _refuse_pairs((start == end).all(-1), "identical end points: leave them out, in both models")

@@ -7,7 +7,6 @@ MNIST is not on disk.
 
 import dataclasses
 import functools
-import hashlib
 import tempfile
 from collections.abc import Callable, Collection
 from http.client import HTTPException
@@ -63,13 +62,7 @@ class ImageData:
         return len(self.label)
 
 
-def load(
-    name: str,
-    split: Split,
-    *,
-    digits: Collection[int] = DIGITS,
-    download: bool = False,
-) -> ImageData:
+def load(name: str, split: Split, *, digits: Collection[int] = DIGITS, download: bool = False) -> ImageData:
     """Return a split of a data set by name.
 
     Parameters
@@ -99,24 +92,16 @@ def load(
     """
     if name not in READERS:
         raise DatasetError(f"name: expected one of {', '.join(READERS)}, got {name!r}")
-    _check_request(split, digits)
+    if split not in get_args(Split):
+        raise DatasetError(f"split: expected one of {get_args(Split)}, got {split!r}")
+    chosen = set(digits) if isinstance(digits, Collection) else set()
+    if not chosen or len(chosen) < len(digits) or not chosen <= set(range(10)):
+        raise DatasetError(f"digits: expected different integers of 0 to 9, at least one, got {digits!r}")
     pixels, label, index = READERS[name](split, download)
     keep = torch.isin(label, torch.tensor(sorted(digits)))
     images = pixels[keep].unsqueeze(1)
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     return ImageData(images=images, label=label[keep], index=index[keep])
-
-
-def _check_request(split: str, digits: Collection[int]) -> None:
-    if split not in get_args(Split):
-        raise DatasetError(f"split: expected one of {get_args(Split)}, got {split!r}")
-    if (
-        not isinstance(digits, Collection)
-        or not digits
-        or len(set(digits)) != len(digits)
-        or not set(digits) <= set(range(10))
-    ):
-        raise DatasetError(f"digits: expected different integers of 0 to 9, at least one, got {digits!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,8 +128,9 @@ def has_mnist() -> bool:
 
 
 def _check_md5(file: Path, remedy: str) -> None:
-    with file.open("rb") as content:
-        md5 = hashlib.file_digest(content, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    from torchvision.datasets.utils import calculate_md5
+
+    md5 = calculate_md5(file)
     if md5 != _MNIST_MD5[file.name]:
         raise DatasetError(f"{file} is damaged: expected md5 {_MNIST_MD5[file.name]}, got {md5}. {remedy}")
 
@@ -171,11 +157,7 @@ def _download(root: Path) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _read_mnist(
-    root: Path,
-    part: str,
-    stamps: tuple[tuple[int, int], ...],  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+def _read_mnist(root: Path, part: str, stamps: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Check the four files and decode one part: pixels (n, 28, 28) uint8, labels (n,) int64.
 
     The stamps (size and time of change) are there for the cache alone: a file that changes is checked and read again.
@@ -201,8 +183,7 @@ def _mnist(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:
             f"MNIST is not on disk. Looked for, and did not find:\n{missing}\nSet LGI_DATA to the folder that holds "
             "MNIST/raw, or give download=True, or use optdigits, which needs no file."
         )
-    status = [file.stat() for file in _mnist_files(found)]
-    stamps = tuple((s.st_size, s.st_mtime_ns) for s in status)
+    stamps = tuple((status.st_size, status.st_mtime_ns) for status in map(Path.stat, _mnist_files(found)))
     pixels, label = _read_mnist(found, "t10k" if split == "test" else "train", stamps)
     if split == "test":
         index = torch.arange(len(label))

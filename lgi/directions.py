@@ -35,8 +35,7 @@ def towards_origin(space: Tensor, z: Tensor) -> Tensor:
     fallback = basis.gather(-2, axis[..., None, None].expand(*axis.shape, 1, basis.shape[-1]))[..., 0, :]
     # Below this, the sign is one of rounding and would differ between machines.
     share = torch.where(size > 1e-6 * radius, share, fallback)
-    v = (basis @ share[..., None])[..., 0]
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return unit((basis @ share[..., None])[..., 0])
 
 
 def unit(v: Tensor) -> Tensor:
@@ -89,9 +88,8 @@ def largest_eigenvectors(metric: Metric, z: Tensor, first: Tensor) -> Tensor:
     found, converged = (torch.cat(x) for x in zip(*(_lanczos(metric, *part) for part in parts), strict=True))
     if not bool(converged.all()):
         warnings.warn(
-            f"{int((~converged).sum())} of {len(z)} maximal eigenvectors are not exact after "
-            f"{_MOST_PRODUCTS} products: "
-            'the largest eigenvalues lie close together; eigenvectors="eigh" is exact',
+            f"{int((~converged).sum())} of {len(z)} maximal eigenvectors are not exact after {_MOST_PRODUCTS} "
+            'products: the largest eigenvalues lie close together; eigenvectors="eigh" is exact',
             stacklevel=2,
         )
     return found

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lgi import artifacts
+from lgi.metric.batching import one_of
 
 ClassifierOutput = Literal["logits", "log_probabilities", "probabilities"]
-_CLASSIFIER_OUTPUTS = ("logits", "log_probabilities", "probabilities")
 
 # Of the images VGG-19 was trained on: torchvision's constants, for RGB in [0, 1].
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,6 +30,14 @@ def _check_images(images: Tensor, weight: Tensor) -> None:
         raise ValueError(
             f"expected images of dtype {weight.dtype}, that of the weights, got {images.dtype}: convert one of them, "
             "for example with .double()"
+        )
+
+
+def _check_labels(labels: Tensor, images: Tensor) -> None:
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"expected one integer label for each of the {len(images)} images, got {labels.dtype} of shape "
+            f"{tuple(labels.shape)} for images of shape {tuple(images.shape)}"
         )
 
 
@@ -63,8 +72,7 @@ class LogisticRegression(nn.Module):
         self, weight: Tensor, bias: Tensor, classes: Tensor, *, output: ClassifierOutput = "probabilities"
     ) -> None:
         super().__init__()
-        if output not in _CLASSIFIER_OUTPUTS:
-            raise ValueError(f"expected output to be one of {_CLASSIFIER_OUTPUTS}, got {output!r}")
+        one_of(get_args(ClassifierOutput), output=output)
         if weight.ndim != 2 or weight.shape[0] < 2 or not bias.shape == classes.shape == weight.shape[:1]:
             raise ValueError(
                 "expected weight (n_classes, n_features), bias (n_classes,) and classes (n_classes,) with at least two "
@@ -80,13 +88,7 @@ class LogisticRegression(nn.Module):
 
     @classmethod
     def fit_images(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        output: ClassifierOutput = "probabilities",
-        C: float = 1.0,
-        max_iter: int = 1000,
+        cls, images: Tensor, labels: Tensor, *, output: ClassifierOutput = "probabilities", C: float = 1.0
     ) -> Self:
         """Fit by scikit-learn's L-BFGS, which is deterministic, in float64.
 
@@ -100,8 +102,6 @@ class LogisticRegression(nn.Module):
             What `forward` returns.
         C : float
             Inverse strength of the L2 penalty on the weights (scikit-learn's default).
-        max_iter : int
-            Bound on the iterations; scikit-learn warns where it was not enough.
 
         Returns
         -------
@@ -113,14 +113,10 @@ class LogisticRegression(nn.Module):
         ValueError
             If the numbers of images and labels differ, or the labels are not integers.
         """
-        if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
-            raise ValueError(
-                f"expected one integer label for each of the {len(images)} images, got {labels.dtype} of shape "
-                f"{tuple(labels.shape)} for images of shape {tuple(images.shape)}"
-            )
+        _check_labels(labels, images)
         from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
-        estimator = SklearnLogisticRegression(C=C, max_iter=max_iter)
+        estimator = SklearnLogisticRegression(C=C, max_iter=1000)
         estimator.fit(images.detach().flatten(1).double().cpu().numpy(), labels.cpu().numpy())
         weight, bias = (torch.as_tensor(x, dtype=images.dtype) for x in (estimator.coef_, estimator.intercept_))
         if len(weight) == 1:  # of two classes, scikit-learn keeps the difference: the rows are 0 and w
@@ -160,11 +156,7 @@ class LogisticRegression(nn.Module):
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Fraction, in [0, 1], of the images (n, *data_shape) whose predicted label is that of `labels` (n,)."""
-        if labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"expected labels of shape {tuple(images.shape[:1])} for images of shape {tuple(images.shape)}, "
-                f"got {tuple(labels.shape)}"
-            )
+        _check_labels(labels, images)
         return (self.predict(images) == labels).double().mean().item()
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -229,8 +221,7 @@ class VGG19Features(nn.Module):
     ) -> None:
         super().__init__()
         names = _vgg19_layers()
-        if layer not in names:
-            raise ValueError(f"expected layer to be one of {', '.join(names)}, got {layer!r}")
+        one_of(names, layer=layer)
         if not value_range[0] < value_range[1]:
             raise ValueError(f"expected value_range (black, white) with black < white, got {value_range}")
         self.layer = layer
@@ -238,8 +229,10 @@ class VGG19Features(nn.Module):
         # Built without storage, so that loading draws no random number from the caller's stream.
         with torch.device("meta"):
             self.features = _build_vgg19(names[: names.index(layer) + 1])
-        state = self._random_state(seed) if weights is None else self._trained_state(weights, download)
-        self.load_state_dict(state, assign=True)
+        if weights is None:
+            self.load_state_dict(self._random_state(seed), assign=True)
+        else:
+            self._load(weights, download)
         self.requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
@@ -287,32 +280,22 @@ class VGG19Features(nn.Module):
                 nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu", generator=generator)
         return state
 
-    def _trained_state(self, weights: str | Path | Mapping[str, Tensor], download: bool) -> dict[str, Tensor]:
-        """Copies, in float32, of the weights that the layers need."""
-        if isinstance(weights, Mapping):
-            source, found = "the mapping", weights
-        else:
-            path = _imagenet_file(download) if weights == "imagenet" else Path(weights)
-            source, found = str(path), _read_state(path)
-        expected = {name: parameter.shape for name, parameter in self.state_dict().items()}
-        if not expected.keys() <= found.keys():
-            present = [
-                name
-                for i, name in enumerate(_vgg19_layers())
-                if name.startswith("conv") and {f"features.{i}.weight", f"features.{i}.bias"} <= found.keys()
-            ]
+    def _load(self, weights: str | Path | Mapping[str, Tensor], download: bool) -> None:
+        """Take copies, in float32, of the weights that the layers need."""
+        source: str | Path = "the mapping"
+        if not isinstance(weights, Mapping):
+            source = path = _imagenet_file(download) if weights == "imagenet" else Path(weights)
+            weights = _read_state(path)
+        known = {
+            name: weights[name].detach().to(torch.float32, copy=True) for name in self.state_dict().keys() & weights
+        }
+        try:
+            self.load_state_dict(known, assign=True)
+        except RuntimeError as error:
             raise ValueError(
-                f"{self.layer} needs layers that {source} lacks: of VGG-19's layers, under torchvision's names "
-                f"(features.0.weight ...), it has {', '.join(present) or 'none'}. Ask for a layer that these reach, or "
-                "give weights that go further"
-            )
-        for name, shape in expected.items():
-            if found[name].shape != shape:
-                raise ValueError(
-                    f"expected {name} of shape {tuple(shape)}, got {tuple(found[name].shape)} in {source}: these are "
-                    "not the weights of a VGG-19"
-                )
-        return {name: found[name].detach().to(torch.float32, copy=True) for name in expected}
+                f"{source} has not all of VGG-19's weights up to {self.layer}, by torchvision's names. Ask for a layer "
+                f"that they reach, or give weights that go further. {error}"
+            ) from error
 
 
 def _vgg19_layers() -> list[str]:
@@ -340,9 +323,8 @@ def _build_vgg19(names: list[str]) -> nn.Sequential:
 def _imagenet_file(download: bool) -> Path:
     """Find the trained weights: raw data folders, then torchvision's cache, then (on request) the network."""
     folders = [folder / "vgg19" for folder in artifacts.raw_data_folders()]
-    for folder in folders:
-        for path in sorted(folder.glob("*.safetensors")):
-            return path
+    if found := [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]:
+        return found[0]
     from torchvision.models import VGG19_Weights
 
     url = VGG19_Weights.IMAGENET1K_V1.url
@@ -362,11 +344,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # safetensors, zip and pickle each raise their own kinds
         raise ValueError(f"{path} is not a readable state dict ({error}): restore or delete it") from error
     if not isinstance(state, Mapping):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lgi.metric import FeatureMap, Generator, PullbackMetric
+from lgi.metric.batching import at_least, describe
 from lgi.progress import progress_bar
-from lgi.solver.rows import Rows
 from lgi.solver.steps import adapted, damped_step, factorised, secant, solved
 
 
@@ -160,29 +157,25 @@ def invert(
     Lei, Jalal, Dhillon & Dimakis, "Inverting deep generative models, one layer at a time", NeurIPS 2019, for the
     problem. Dennis, Gay & Welsch, "An adaptive nonlinear least-squares algorithm", ACM TOMS 7, 1981, for the search.
     """
-    _check_settings(
-        prior_weight=prior_weight,
-        threshold=threshold,
-        n_candidates=n_candidates,
-        n_starts=n_starts,
-        n_iterations=n_iterations,
-        tolerance=tolerance,
-        chunk_size=chunk_size,
-    )
+    at_least(1, n_candidates=n_candidates, chunk_size=chunk_size)
+    at_least(0, n_starts=n_starts, n_iterations=n_iterations, prior_weight=prior_weight, threshold=threshold)
+    if not tolerance > 0:
+        raise ValueError(f"expected a positive tolerance, got {tolerance}")
     d = getattr(generator, "latent_dim", None) if latent_dim is None else latent_dim
     if d is None:
         raise ValueError("the generator has no latent_dim: give latent_dim, the dimension of its latent space")
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
-            f"expected floating-point samples x, got {found}: scale x as what is generated, then x.float()"
+            f"expected floating-point samples x, got {describe(x)}: scale x as what is generated, then x.float()"
         )
     # Tensors made in inference mode cannot be differentiated; copies of them can.
-    with torch.inference_mode(False), torch.no_grad(), _metric_may_be_degenerate():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        # To a metric it matters, and not to an inversion, whether d is smaller than the number of values.
+        warnings.filterwarnings("ignore", message="latent dimension .* >= output dimension", category=UserWarning)
         x = x.clone() if x.is_inference() else x
         metric = PullbackMetric(_Mean(generator), feature_map, latent_dim=d)
         screen = _Screen(metric, *(z.to(x) for z in _candidates(candidates, n_candidates, d, seed)))
-        leading, target = _target(metric, x.detach(), screen.values.shape[1])
+        leading, target = _target(metric, x.detach())
         if d > target.shape[1] and prior_weight == 0:
             raise ValueError(f"{target.shape[1]} values do not determine a code of dimension {d}: give a prior_weight")
         own = _own_starts(starts, leading, d, n_starts).to(x)
@@ -192,16 +185,16 @@ def invert(
         with progress_bar(len(target), desc="invert", unit="samples", show=progress) as advance:
             for goal, first in zip(target.split(size), own.split(size), strict=True):
                 z = torch.cat([first, screen.nearest(goal, n_starts)], dim=1)
-                scale = torch.linalg.vector_norm(goal, dim=1) + screen.spread * goal.shape[1] ** 0.5
-                searches = _from_starts(
-                    metric, z, goal, scale, weight=prior_weight, n_iterations=n_iterations, tolerance=tolerance
+                found = _from_starts(
+                    screen, z, goal, weight=prior_weight, n_iterations=n_iterations, tolerance=tolerance
                 )
-                best = searches.objective.argmin(1)
-                ends.append(searches[torch.arange(len(best), device=best.device), best])
+                best = found.pop("objective").argmin(1)
+                rows = torch.arange(len(best), device=best.device)
+                ends.append({name: value[rows, best] for name, value in found.items()})
                 advance(len(goal))
-    shaped = {name: value.reshape(leading + value.shape[1:]) for name, value in vars(_Ends.joined(ends)).items()}
+    joined = {name: torch.cat([end[name] for end in ends]) for name in ends[0]}
+    shaped = {name: value.reshape(leading + value.shape[1:]) for name, value in joined.items()}
     relative = shaped["residual"] / screen.spread
-    del shaped["objective"]
     return Inversion(**shaped, relative_residual=relative, reached=relative <= threshold, spread=screen.spread.clone())
 
 
@@ -229,6 +222,7 @@ class _Screen:
     """What a generator gives at candidates, to be compared with samples before any search."""
 
     def __init__(self, metric: PullbackMetric, prior: Tensor, further: Tensor) -> None:
+        self.metric = metric
         self.z = candidates = torch.cat([prior, further])
         self.values = metric.embed(candidates)
         if not bool(self.values.isfinite().all()):
@@ -255,53 +249,28 @@ class _Screen:
         return torch.cat([z, absent], dim=1)
 
 
-@dataclass(eq=False, kw_only=True)
-class _Ends(Rows):
-    """Ends of searches, each (n,) but for ``z`` (n, d); or (n, k) and (n, k, d)."""
-
-    z: Tensor
-    objective: Tensor
-    residual: Tensor
-    optimality: Tensor
-    converged: Tensor
-    n_iterations: Tensor
-    start: Tensor
-
-
 def _from_starts(
-    metric: PullbackMetric,
-    starts: Tensor,
-    goal: Tensor,
-    scale: Tensor,
-    *,
-    weight: float,
-    n_iterations: int,
-    tolerance: float,
-) -> _Ends:
-    """Levenberg-Marquardt from starts (n, k, d), NaN where there is none, towards goals (n, m) of some scale (n,)."""
+    screen: _Screen, starts: Tensor, goal: Tensor, *, weight: float, n_iterations: int, tolerance: float
+) -> dict[str, Tensor]:
+    """Ends (n, k, ...) of Levenberg-Marquardt from starts (n, k, d), NaN where there is none, towards goals (n, m)."""
     n, k, d = starts.shape
-    job = (~starts.isnan().any(-1)).reshape(-1).nonzero()[:, 0]
-    kind = _Dense if d <= _LARGEST_DENSE else _Products
-    problem = kind(metric, starts.reshape(-1, d)[job], goal[job // k], scale[job // k], weight)
+    absent = starts.isnan().any(-1).reshape(-1)
+    job = (~absent).nonzero()[:, 0]
+    scale = torch.linalg.vector_norm(goal, dim=1) + screen.spread * goal.shape[1] ** 0.5
+    kind = _LeastSquares if d <= _LARGEST_DENSE else _MatrixFree
+    problem = kind(screen.metric, starts.reshape(-1, d)[job], goal[job // k], scale[job // k], weight)
     if not bool(problem.point["loss"].isfinite().all()):
         bad = problem.point["z"][~problem.point["loss"].isfinite()][0]
         raise ValueError(f"the generator gives NaN or infinity at the start z = {bad.tolist()}")
-    number = torch.full((n * k,), torch.inf, dtype=torch.float64, device=starts.device)
-    count = torch.zeros(n * k, dtype=torch.int64, device=starts.device)
-    ends = _Ends(
-        z=starts.reshape(-1, d).nan_to_num(0),
-        objective=number,
-        residual=number.to(starts, copy=True),
-        optimality=number.clone(),
-        converged=count.bool(),
-        n_iterations=count,
-        start=torch.arange(k, device=starts.device).repeat(n),
-    )
+    ends: dict[str, Tensor] = {}
     for iteration in range(n_iterations + 1):
-        ends.optimality[job], done = problem.optimality(tolerance)
-        ends.z[job], ends.objective[job] = problem.point["z"], problem.point["loss"]
-        ends.residual[job] = problem.point["error"].double().square().mean(1).sqrt().to(starts)
-        ends.converged[job], ends.n_iterations[job] = done, iteration
+        optimality, done = problem.optimality(tolerance)
+        residual = problem.point["error"].double().square().mean(1).sqrt().to(starts)
+        now = {"z": problem.point["z"], "objective": problem.point["loss"], "residual": residual, "converged": done}
+        now |= {"optimality": optimality, "n_iterations": torch.full_like(job, iteration)}
+        ends = ends or {name: value.new_zeros(n * k, *value.shape[1:]) for name, value in now.items()}
+        for name, value in now.items():
+            ends[name][job] = value
         going = ~done & (problem.damping < _LARGEST_DAMPING)
         if iteration == n_iterations or not bool(going.any()):
             break
@@ -309,13 +278,16 @@ def _from_starts(
             job = job[going]
             problem.keep(going)
         problem.advance()
-    return ends[torch.arange(n * k, device=starts.device).reshape(n, k)]
+    ends["objective"][absent] = torch.inf
+    ends["start"] = torch.arange(k, device=starts.device).repeat(n)
+    return {name: value.reshape(n, k, *value.shape[1:]) for name, value in ends.items()}
 
 
-class _LeastSquares(ABC):
+class _LeastSquares:
     """Nonlinear least squares ``|h(z) - goal|^2 + w |z|^2``, a job a point ``z`` (j, d), with what is known there.
 
-    ``point`` has ``z``, ``error`` (j, m), ``loss`` (j,), ``gradient`` (j, d), of half the loss, and what a kind adds.
+    ``point`` has ``z``, ``error`` (j, m), ``loss`` (j,), ``gradient`` (j, d), of half the loss, and d x d matrices,
+    which learn the curvature that Gauss-Newton leaves out.
     """
 
     def __init__(self, metric: PullbackMetric, z: Tensor, goal: Tensor, scale: Tensor, weight: float) -> None:
@@ -353,26 +325,8 @@ class _LeastSquares(ABC):
         loss = error.double().square().sum(1) + self.weight * z.double().square().sum(1)
         return {"z": z, "error": error, "loss": loss}
 
-    @abstractmethod
     def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
         """What is to be known at points (j, d)."""
-
-    @abstractmethod
-    def _decrement(self) -> Tensor:
-        """``g^T (J^T J + w)^-1 g`` (j,): by how much the loss would fall if h were affine."""
-
-    @abstractmethod
-    def _step(self) -> tuple[Tensor, Tensor]:
-        """Steps (j, d) and the decrease of the loss that they promise (j,)."""
-
-    def _learn(self, step: Tensor, new: dict[str, Tensor]) -> None:  # noqa: B027 - nothing to learn by default
-        """Take in what was found at the end of a step."""
-
-
-class _Dense(_LeastSquares):
-    """With the d x d matrices, which learn the curvature that Gauss-Newton leaves out."""
-
-    def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
         value, columns = self.metric.linearise(z)
         point = self._sums(z, value)
         normal = (columns @ columns.mT).double() + self.weight * torch.eye(z.shape[1], dtype=torch.float64).to(z.device)
@@ -381,10 +335,12 @@ class _Dense(_LeastSquares):
         return point | {"gradient": gradient, "columns": columns, "normal": normal, "curvature": curvature}
 
     def _decrement(self) -> Tensor:
+        """``g^T (J^T J + w)^-1 g`` (j,): by how much the loss would fall if h were affine."""
         gradient = self.point["gradient"]
         return (gradient * solved(factorised(self.point["normal"])[0], gradient)).sum(1)
 
     def _step(self) -> tuple[Tensor, Tensor]:
+        """Steps (j, d) and the decrease of the loss that they promise (j,)."""
         gradient, normal = self.point["gradient"], self.point["normal"]
         size = normal.diagonal(dim1=1, dim2=2).mean(1)
         identity = torch.eye(normal.shape[1], dtype=normal.dtype, device=normal.device)
@@ -400,6 +356,7 @@ class _Dense(_LeastSquares):
         return -step, 2 * (gradient * step).sum(1) - (step * (matrix @ step[..., None])[..., 0]).sum(1)
 
     def _learn(self, step: Tensor, new: dict[str, Tensor]) -> None:
+        """Take in what was found at the end of a step."""
         S, tiny = self.point["curvature"], torch.finfo(torch.float64).tiny
         change = ((new["columns"] - self.point["columns"]) @ new["error"][..., None])[..., 0].double()
         applied = (S @ step[..., None])[..., 0]
@@ -409,8 +366,8 @@ class _Dense(_LeastSquares):
         self.point["curvature"] = new["curvature"] = secant(ratio[:, None, None] * S, step, change)
 
 
-class _Products(_LeastSquares):
-    """With products ``J^T J v`` only."""
+class _MatrixFree(_LeastSquares):
+    """The same with products ``J^T J v`` only, and without anything learnt."""
 
     def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad():
@@ -429,6 +386,9 @@ class _Products(_LeastSquares):
         size = (gradient * self._product(gradient)).sum(1) / gradient.square().sum(1).clamp_min(1e-300)
         step = self._solve(self.damping * size)
         return -step, 2 * (gradient * step).sum(1) - (step * self._product(step)).sum(1)
+
+    def _learn(self, step: Tensor, new: dict[str, Tensor]) -> None:
+        """Nothing: there is no matrix for it."""
 
     def _product(self, v: Tensor) -> Tensor:
         return self.metric.apply(self.point["z"], v.to(self.point["z"])).double() + self.weight * v
@@ -456,25 +416,6 @@ _MOST_PRODUCTS = 64
 _LARGEST_DAMPING = 1e8
 
 
-@contextmanager
-def _metric_may_be_degenerate() -> Iterator[None]:
-    """Silence what matters to a metric and not to an inversion: that d is not smaller than the number of values."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="latent dimension .* >= output dimension", category=UserWarning)
-        yield
-
-
-def _check_settings(**settings: float | None) -> None:
-    least = {"n_candidates": 1, "n_starts": 0, "n_iterations": 0, "chunk_size": 1, "prior_weight": 0, "threshold": 0}
-    for name, low in least.items():
-        value = settings[name]
-        # Not `value < low`, which NaN would pass.
-        if value is not None and not value >= low:
-            raise ValueError(f"expected {name} to be at least {low}, got {value}")
-    if not (settings["tolerance"] or 0) > 0:
-        raise ValueError(f"expected a positive tolerance, got {settings['tolerance']}")
-
-
 def _candidates(given: Tensor | None, n: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
     """Points (n, d) of the prior, scrambled Sobol points, which leave no holes; and further points."""
     if given is None:
@@ -486,7 +427,7 @@ def _candidates(given: Tensor | None, n: int, d: int, seed: int) -> tuple[Tensor
     return given.detach(), given[:0].detach()
 
 
-def _target(metric: PullbackMetric, x: Tensor, n_values: int) -> tuple[torch.Size, Tensor]:
+def _target(metric: PullbackMetric, x: Tensor) -> tuple[torch.Size, Tensor]:
     """Leading dimensions of the samples, and the values (n, m) that generated ones are to have."""
     mean = metric.generator(torch.zeros(1, metric.latent_dim or 1, dtype=x.dtype, device=x.device))
     data_shape = mean.shape[1:]
@@ -502,8 +443,7 @@ def _target(metric: PullbackMetric, x: Tensor, n_values: int) -> tuple[torch.Siz
     if metric.feature_map is None:
         return leading, flat.flatten(1)
     # A map that works in place would change the caller's samples.
-    parts = [metric.feature_map(part.clone()).flatten(1) for part in flat.split(256)]
-    return leading, torch.cat(parts) if parts else flat.new_empty(0, n_values)
+    return leading, torch.cat([metric.feature_map(part.clone()).flatten(1) for part in flat.split(256)])
 
 
 def _own_starts(starts: Tensor | None, leading: torch.Size, d: int, n_starts: int) -> Tensor:

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,15 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from lgi.metric.batching import one_of
+
 Network = TypeVar("Network", bound=nn.Module)
 
 # Smooth only: the geodesic equation needs second derivatives of the decoder, which a ReLU does not have.
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-}
+ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +58,8 @@ class Architecture:
                 "expected positive integers latent_dim and hidden and two positive integers channels, "
                 f"got latent_dim={self.latent_dim}, hidden={self.hidden}, channels={self.channels}"
             )
-        if self.normalisation not in ("batch", "spectral", "none"):
-            raise ValueError(f'normalisation must be "batch", "spectral" or "none", got {self.normalisation!r}')
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}")
+        one_of(("batch", "spectral", "none"), normalisation=self.normalisation)
+        one_of(ACTIVATIONS, activation=self.activation)
 
 
 class ConstantStd(nn.Module):
@@ -143,20 +139,15 @@ class RBFPrecision(nn.Module):
                 f"{tuple(centres.shape)}, {tuple(bandwidths.shape)} and {tuple(weight.shape)}"
             )
         if not bool((weight >= 0).all()):
-            raise ValueError(
-                "weight must be non-negative and finite: a negative weight could make a precision negative"
-            )
+            raise ValueError("weight must be non-negative: a negative weight could make a precision negative")
         if not bool(((bandwidths > 0) & bandwidths.isfinite()).all()):
-            raise ValueError(
-                "bandwidths must be positive and finite; an empty or one-point cluster has none of its own"
-            )
+            raise ValueError("bandwidths must be positive and finite; an empty or one-point cluster has none")
         if not (floor > 0 and math.isfinite(floor)):
             raise ValueError(f"floor must be positive and finite, got {floor}")
         self.data_shape = tuple(data_shape)
         # Buffers, not parameters: they are fitted in closed-form steps, never by gradient.
-        self.register_buffer("centres", centres.detach().clone())
-        self.register_buffer("bandwidths", bandwidths.detach().clone())
-        self.register_buffer("weight", weight.detach().clone())
+        for name, value in (("centres", centres), ("bandwidths", bandwidths), ("weight", weight)):
+            self.register_buffer(name, value.detach().clone())
         self.register_buffer("floor", torch.as_tensor(floor, dtype=weight.dtype, device=weight.device))
 
     def basis(self, z: Tensor) -> Tensor:
@@ -185,14 +176,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.latent_dim = architecture.latent_dim
         self.data_shape = (1, 28, 28)
-        (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
+        hidden, activation = architecture.hidden, ACTIVATIONS[architecture.activation]
         self.body = nn.Sequential(
-            *_normalised(nn.Conv2d(1, c14, 3, stride=2, padding=1), architecture.normalisation),
-            activation(),
-            *_normalised(nn.Conv2d(c14, c7, 3, stride=2, padding=1), architecture.normalisation),
-            activation(),
+            *_downwards(architecture, architecture.normalisation),
             nn.Flatten(),
-            nn.Linear(c7 * 49, hidden),
+            nn.Linear(architecture.channels[1] * 49, hidden),
             activation(),
             nn.Linear(hidden, 2 * self.latent_dim),
         )
@@ -309,8 +297,7 @@ class VAE(nn.Module):
 
     def __init__(self, architecture: Architecture, likelihood: str = "gaussian") -> None:
         super().__init__()
-        if likelihood not in DECODERS:
-            raise ValueError(f"likelihood must be one of {sorted(DECODERS)}, got {likelihood!r}")
+        one_of(DECODERS, likelihood=likelihood)
         self.architecture = architecture
         self.encoder = Encoder(architecture)
         self.decoder: Decoder = DECODERS[likelihood](architecture)
@@ -348,16 +335,10 @@ class Discriminator(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.data_shape = (1, 28, 28)
-        (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
-        self.body = nn.Sequential(
-            nn.Conv2d(1, c14, 3, stride=2, padding=1),
-            activation(),
-            nn.Conv2d(c14, c7, 3, stride=2, padding=1),
-            activation(),
-        )
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear((c7 + 1) * 49, hidden), activation(), nn.Linear(hidden, 1), nn.Flatten(0)
-        )
+        self.body = nn.Sequential(*_downwards(architecture, "none"))
+        width, hidden = (architecture.channels[1] + 1) * 49, architecture.hidden
+        dense = nn.Linear(width, hidden), ACTIVATIONS[architecture.activation](), nn.Linear(hidden, 1)
+        self.head = nn.Sequential(nn.Flatten(), *dense, nn.Flatten(0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n,) for images x (n, 1, 28, 28)."""
@@ -434,21 +415,25 @@ def fuse(module: Network) -> Network:
 
 def _fold_batch_norms(sequence: nn.Sequential) -> None:
     """Fold each batch norm into the layer before it and take it out of the sequence, in place."""
-    kept: list[nn.Module] = []
-    for layer in sequence:
-        before = kept[-1] if kept else None
+    i = 1
+    while i < len(sequence):
+        before, layer = sequence[i - 1], sequence[i]
         if isinstance(layer, nn.BatchNorm2d) and isinstance(before, (nn.Conv2d, nn.ConvTranspose2d)):
-            kept[-1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))
+            sequence[i - 1] = fuse_conv_bn_eval(before, layer, transpose=isinstance(before, nn.ConvTranspose2d))
         elif isinstance(layer, nn.BatchNorm1d) and isinstance(before, nn.Linear):
-            kept[-1] = fuse_linear_bn_eval(before, layer)
+            sequence[i - 1] = fuse_linear_bn_eval(before, layer)
         else:
-            kept.append(layer)
-    if len(kept) < len(sequence):
-        names = [str(i) for i in range(len(kept))]
-        for name in list(sequence._modules):
-            del sequence._modules[name]
-        for name, layer in zip(names, kept, strict=True):
-            sequence.add_module(name, layer)
+            i += 1
+            continue
+        del sequence[i]
+
+
+def _downwards(architecture: Architecture, normalisation: str) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise((1, *architecture.channels)):
+        layers += _normalised(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), normalisation)
+        layers.append(ACTIVATIONS[architecture.activation]())
+    return layers
 
 
 def _image_network(architecture: Architecture) -> nn.Sequential:

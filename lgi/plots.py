@@ -57,17 +57,12 @@ def latent_codes(ax: Axes, z: Array, label: Array, *, size: float = 4.0, alpha: 
         One a digit, labelled, for a legend.
     """
     z, label = np.asarray(z), np.asarray(label)
-    digits = [int(digit) for digit in np.unique(label)]
     others = iter(mpl.color_sequences["tab10"])
+    looks: dict[str, Any] = {"s": size, "alpha": alpha, "lw": 0, "rasterized": True}
     dots = []
-    for digit in digits:
+    for digit in map(int, np.unique(label)):
         colour = DIGIT_COLOURS[digit] if digit in DIGIT_COLOURS else next(others)
-        points = z[label == digit]
-        dots.append(
-            ax.scatter(
-                points[:, 0], points[:, 1], s=size, color=colour, alpha=alpha, lw=0, label=str(digit), rasterized=True
-            )
-        )
+        dots.append(ax.scatter(*z[label == digit].T, color=colour, label=str(digit), **looks))
     latent_axes(ax)
     return dots
 
@@ -128,9 +123,8 @@ def image_plane(ax: Axes, images: Array, extent: tuple[float, float, float, floa
     n_y, n_x, height, width = images.shape
     # rows of a picture run downwards, z_2 upwards
     canvas = images[::-1].transpose(0, 2, 1, 3).reshape(n_y * height, n_x * width)
-    picture = ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, extent=extent, origin="upper", aspect="equal")
     latent_axes(ax)
-    return picture
+    return ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, extent=extent, origin="upper", aspect="equal")
 
 
 def image_rows(axes: Sequence[Axes], images: Mapping[str, Array]) -> None:

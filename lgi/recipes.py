@@ -102,19 +102,29 @@ def train_or_load(
         ``n_parameters``, ``history``, ``evaluation`` and, of a VAE, ``rbf_history``. The codes of a GAN are found by
         inversion of the test images. See :func:`lgi.zoo.restore_vae` and :func:`lgi.zoo.restore_gan`.
     """
-    recipe = _recipe(name, recipe)
+    recipes = _recipes()
+    if recipe is None and name not in recipes:
+        raise ValueError(f"there is no recipe named {name!r}; give one, or a name among {sorted(recipes)}")
+    chosen = recipe or recipes[name]
+    key = artifacts.settings_hash(name, chosen, RECIPE_VERSION)
+    checkpoint = artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if isinstance(recipe, GANRecipe):
-            return _train_gan(name, recipe, pick_device(device), download, on_record)
-        return _train(name, recipe, pick_device(device), download, on_record)
+        splits: tuple[datasets.Split, ...] = ("train", "validation", "test")
+        images = [datasets.load(chosen.dataset, s, digits=chosen.digits, download=download) for s in splits]
+        how = images, pick_device(device), checkpoint, on_record
+        model, codes, record = _train_gan(chosen, *how) if isinstance(chosen, GANRecipe) else _train_vae(chosen, *how)
+        codes |= {"label": images[-1].label, "index": images[-1].index}
+        tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+        tensors |= {f"codes.{key}": value for key, value in codes.items()}
+        return tensors, {"n_parameters": model.n_parameters} | record
 
     artifact = artifacts.load_or_compute(
-        name, recipe, compute, version=RECIPE_VERSION, folder="models", recompute=retrain
+        name, chosen, compute, version=RECIPE_VERSION, folder="models", recompute=retrain
     )
     if artifact.source == "computed":
         # Not before: until the result is on disk, the checkpoint is all that a full disk or a kill leaves.
-        artifacts.remove(_checkpoint_of(name, recipe))
+        artifacts.remove(checkpoint)
     return artifact
 
 
@@ -148,36 +158,18 @@ def fit_or_load_logistic_regression(
     settings = {"dataset": dataset, "digits": digits, "inverse_penalty": inverse_penalty}
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        train = datasets.load(dataset, "train", digits=digits, download=download)
-        test = datasets.load(dataset, "test", digits=digits, download=download)
+        train, test = (datasets.load(dataset, s, digits=digits, download=download) for s in ("train", "test"))
         model = LogisticRegression.fit_images(train.images, train.label, C=inverse_penalty)
-        accuracy = {
-            "train_accuracy": model.accuracy(train.images, train.label),
-            "test_accuracy": model.accuracy(test.images, test.label),
-        }
-        return dict(model.state_dict()), accuracy
+        images = {"train_accuracy": train, "test_accuracy": test}
+        return dict(model.state_dict()), {name: model.accuracy(x.images, x.label) for name, x in images.items()}
 
     return artifacts.load_or_compute(
         "logistic_regression", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
     )
 
 
-def _recipe(name: str, recipe: Recipe | GANRecipe | None) -> Recipe | GANRecipe:
-    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
-    if recipe is None and name not in recipes:
-        raise ValueError(f"there is no recipe named {name!r}; give one, or a name among {sorted(recipes)}")
-    return recipes[name] if recipe is None else recipe
-
-
-def _checkpoint_of(name: str, recipe: Recipe | GANRecipe) -> Path:
-    key = artifacts.settings_hash(name, recipe, RECIPE_VERSION)
-    return artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
-
-
-def _images_of(recipe: Recipe | GANRecipe, download: bool) -> tuple[datasets.ImageData, ...]:
-    """Images for training, validation and test."""
-    splits: tuple[datasets.Split, ...] = ("train", "validation", "test")
-    return tuple(datasets.load(recipe.dataset, s, digits=recipe.digits, download=download) for s in splits)
+def _recipes() -> dict[str, Recipe | GANRecipe]:
+    return {**RECIPES, **GAN_RECIPES}
 
 
 def _history(
@@ -192,20 +184,21 @@ def _history(
     return history
 
 
-def _train(
-    name: str,
-    recipe: Recipe,
-    device: torch.device,
-    download: bool,
-    on_record: OnRecord | None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+Images = Sequence[datasets.ImageData]
+"""For training, validation and test."""
+
+Trained = tuple[VAE | GAN, dict[str, Tensor], dict[str, Any]]
+"""A model, the codes of the test images, and a record."""
+
+
+def _train_vae(
+    recipe: Recipe, images: Images, device: torch.device, checkpoint: Path, on_record: OnRecord | None
+) -> Trained:
     """Both phases, the evaluation on test data, and the codes: what :func:`train_or_load` records."""
-    train, validation, test = _images_of(recipe, download)
-    settings = recipe.training
+    (train, validation, test), settings = images, recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         vae = VAE(recipe.architecture, recipe.likelihood).to(device)
-    checkpoint = _checkpoint_of(name, recipe)
     records = train_vae(vae, train.images, validation.images, settings, checkpoint=checkpoint)
     history, rbf_history = _history("vae", settings.epochs, records, on_record), []
     # Only a Gaussian has a standard deviation, constant until here.
@@ -219,56 +212,40 @@ def _train(
         evaluation |= evaluate(vae, test.images, n_samples=10).means("rbf_")
     with torch.no_grad():
         z, std = vae.encoder(test.images.to(device))
-    tensors = {f"model.{key}": value for key, value in vae.state_dict().items()}
-    tensors |= {"codes.z": z, "codes.std": std, "codes.label": test.label, "codes.index": test.index}
     spread = {"code_variance": z.var(0).tolist(), "kl_per_dimension": kl_to_prior(z, std).mean(0).tolist()}
-    return tensors, {
-        "n_parameters": vae.n_parameters,
-        "evaluation": evaluation | spread,
-        "history": history,
-        "rbf_history": rbf_history,
-    }
+    record = {"evaluation": evaluation | spread, "history": history, "rbf_history": rbf_history}
+    return vae, {"z": z, "std": std}, record
 
 
 def _train_gan(
-    name: str,
-    recipe: GANRecipe,
-    device: torch.device,
-    download: bool,
-    on_record: OnRecord | None,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    recipe: GANRecipe, images: Images, device: torch.device, checkpoint: Path, on_record: OnRecord | None
+) -> Trained:
     """Training, what is generated, and the codes of test images: what :func:`train_or_load` records."""
-    train, validation, test = _images_of(recipe, download)
-    settings = recipe.training
+    (train, validation, test), settings = images, recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         gan = GAN(recipe.architecture).to(device)
-    records = train_gan(gan, train.images, validation.images, settings, checkpoint=_checkpoint_of(name, recipe))
+    records = train_gan(gan, train.images, validation.images, settings, checkpoint=checkpoint)
     history = _history("gan", settings.epochs, records, on_record)
     generator = fuse(gan.generator)
     codes = invert(generator, test.images.to(device), progress=False)
     noise = torch.randn(4000, generator.latent_dim, generator=stream_of(settings.seed, -1))
     generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
     classifier = restore_logistic_regression(
-        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits, download=download)
+        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits)
     )
     probability = classifier(generated)
     share = torch.bincount(probability.argmax(1), minlength=len(recipe.digits)).double() / len(generated)
-    tensors = {f"model.{key}": value for key, value in gan.state_dict().items()}
-    # An inversion is a point: it has no standard deviation.
-    tensors |= {"codes.z": codes.z, "codes.std": torch.zeros_like(codes.z)}
-    tensors |= {"codes.label": test.label, "codes.index": test.index, "codes.residual": codes.residual}
-    return tensors, {
-        "n_parameters": gan.n_parameters,
-        "evaluation": {
-            "digit_share": dict(zip(map(str, classifier.classes.tolist()), share.tolist(), strict=True)),
-            "classifier_confidence": probability.amax(1).mean().item(),
-            "distance": distance_to_generated(generator, test.images).mean().item(),
-            "inversion_residual": codes.residual.mean().item(),
-            "inversion_converged": codes.converged.float().mean().item(),
-        },
-        "history": history,
+    evaluation = {
+        "digit_share": dict(zip(map(str, classifier.classes.tolist()), share.tolist(), strict=True)),
+        "classifier_confidence": probability.amax(1).mean().item(),
+        "distance": distance_to_generated(generator, test.images).mean().item(),
+        "inversion_residual": codes.residual.mean().item(),
+        "inversion_converged": codes.converged.float().mean().item(),
     }
+    # An inversion is a point: it has no standard deviation.
+    found = {"z": codes.z, "std": torch.zeros_like(codes.z), "residual": codes.residual}
+    return gan, found, {"evaluation": evaluation, "history": history}
 
 
 def main() -> None:
@@ -285,36 +262,27 @@ def main() -> None:
     except (artifacts.ArtifactError, datasets.DatasetError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(
-            130,
-            "\ninterrupted: the same command goes on from the last whole epoch, models before it are trained anew\n",
-        )
+        told = "the same command goes on from the last whole epoch, models before it are trained anew"
+        parser.exit(130, f"\ninterrupted: {told}\n")
 
 
 def _renew_shipped(names: Sequence[str], command: str) -> None:
     folder = artifacts.data_folder() / "models"
     artifacts.check_writable(folder, "The trained models are written there: make it writable")
-    recipes: dict[str, Recipe | GANRecipe] = {**RECIPES, **GAN_RECIPES}
     trained = {}
     for name in names:
         if name == "logistic_regression":
             trained[name] = fit_or_load_logistic_regression(refit=True)
             continue
-        settings = recipes[name].training
+        settings = _recipes()[name].training
         total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
         with progress_bar(total, desc=name) as advance:
             trained[name] = train_or_load(name, retrain=True, on_record=lambda *_, advance=advance: advance(1))
     for name, artifact in trained.items():
         seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
-        artifacts.save(
-            folder / name,
-            artifact.tensors,
-            artifact.record,
-            name=name,
-            settings=artifact.settings,
-            version=RECIPE_VERSION,
-            provenance=artifacts.provenance(seed=seed, command=command),
-        )
+        by = artifacts.provenance(seed=seed, command=command)
+        kept: dict[str, Any] = {"name": name, "settings": artifact.settings, "version": artifact.version}
+        artifacts.save(folder / name, artifact.tensors, artifact.record, **kept, provenance=by)
 
 
 if __name__ == "__main__":

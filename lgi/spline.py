@@ -103,9 +103,7 @@ def _checked_knots(key: tuple[float, ...]) -> tuple[float, ...]:
     if any(a > b for a, b in pairwise(inner)):
         raise ValueError(f"expected non-decreasing knots, got inner knots {list(inner)}")
     if any(inner.count(u) > DEGREE for u in inner):
-        raise ValueError(
-            f"an inner knot repeated more than {DEGREE} times tears the curve, got inner knots {list(inner)}"
-        )
+        raise ValueError(f"an inner knot repeated more than {DEGREE} times tears the curve, got {list(inner)}")
     return key
 
 
@@ -218,19 +216,14 @@ class CubicBSpline:
         ValueError
             If the end points differ in their last dimension, dtype or device, or ``n_control`` is below 4.
         """
-        if (
-            not (isinstance(start, Tensor) and isinstance(end, Tensor) and start.is_floating_point())
-            or start.shape[-1:] != end.shape[-1:]
-            or start.ndim == 0
-        ):
+        tensors = isinstance(start, Tensor) and isinstance(end, Tensor) and start.is_floating_point() and start.ndim > 0
+        if not tensors or start.shape[-1:] != end.shape[-1:]:
             raise ValueError(
                 "expected floating-point end points (..., d) with the same d, got start as "
                 f"{_describe(start)}, end as {_describe(end)}"
             )
         if start.dtype != end.dtype or start.device != end.device:
-            raise ValueError(
-                f"start is {start.dtype} on {start.device}, end is {end.dtype} on {end.device}: convert one of them"
-            )
+            raise ValueError(f"start is {start.dtype} on {start.device}, end {end.dtype} on {end.device}: convert one")
         knots = uniform_knots(n_control)
         fraction = knots.unfold(0, DEGREE, 1)[1:-1].mean(-1).to(start)[:, None]
         # A weighted mean, not start + t (end - start): both ends are met exactly.

@@ -175,14 +175,7 @@ class Study:
                 "confidence_interval": self.confidence_interval,
                 "quantiles": {str(level): value for level, value in self.quantiles.items()},
             }
-        artifacts.save(
-            path,
-            self.columns,
-            record,
-            name="study",
-            settings=self.settings,
-            version=_VERSION,
-        )
+        artifacts.save(path, self.columns, record, name="study", settings=self.settings, version=_VERSION)
 
     def __str__(self) -> str:
         done = f"{len(self)} of {self.n_samples} samples"
@@ -234,14 +227,9 @@ def bootstrap_interval(x: npt.NDArray[np.float64]) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     # In batches, because all resamples of 100,000 values at once take gigabytes.
-    found = bootstrap(
-        (x,),
-        np.mean,
-        n_resamples=2000,
-        batch=max(1, (1 << 21) // len(x)),
-        method="percentile",
-        random_state=0,
-    ).confidence_interval
+    batch = max(1, (1 << 21) // len(x))
+    result = bootstrap((x,), np.mean, n_resamples=2000, batch=batch, method="percentile", random_state=0)
+    found = result.confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -250,10 +238,10 @@ def bootstrap_interval(x: npt.NDArray[np.float64]) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def chunks_of(settings: Mapping[str, Any], shard: tuple[int, int] | None = None) -> range:
+def chunks_of(settings: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> range:
     """Numbers of the chunks of a study, or of a shard (i, n) of it: whole ones, so that a chunk is the same in both."""
     n_chunks = math.ceil(settings["n_samples"] / settings["chunk_size"])
-    i, n = shard or (1, 1)
+    i, n = shard
     return range(n_chunks * (i - 1) // n, n_chunks * i // n)
 
 
@@ -268,7 +256,7 @@ def run(
     compute: Callable[[int], Table],
     folder: Path | None,
     *,
-    shard: tuple[int, int] | None = None,
+    shard: tuple[int, int] = (1, 1),
     progress: bool | None,
 ) -> Study:
     """Compute a study chunk by chunk; with a folder, go on with what is there.
@@ -459,11 +447,11 @@ def merge_studies(studies: Sequence[Study | str | Path], *, folder: str | Path |
     """
     if not studies:
         raise ValueError("expected the parts of a study, got none")
-    parts = []
-    for k, entry in enumerate(studies):
-        name, study = (f"study {k + 1}", entry) if isinstance(entry, Study) else (str(entry), load_study(entry))
-        parts.append((name, study.settings, study.columns))
-    merged = _put_together(parts)
+    named = [
+        (f"study {k}", entry) if isinstance(entry, Study) else (str(entry), load_study(entry))
+        for k, entry in enumerate(studies, 1)
+    ]
+    merged = _put_together([(name, study.settings, study.columns) for name, study in named])
     if not merged.complete:
         absent = ~torch.isin(torch.arange(merged.n_samples), merged.index)
         numbers = absent.nonzero()[:, 0].tolist()

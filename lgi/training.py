@@ -1,8 +1,9 @@
 """Training loops as generators that yield one record a step; `lgi.recipes` has what is trained with them."""
 
+import io
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lgi import artifacts
+from lgi.metric.batching import at_least
 from lgi.models import GAN, VAE, ConstantStd, ImageGenerator, RBFPrecision
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
@@ -57,8 +60,8 @@ class TrainingSettings:
     n_rbf_steps: int = 100
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.n_rbf_steps, self.batch_size, self.n_centres) < 1:
-            raise ValueError("epochs, n_rbf_steps, batch_size and n_centres must be at least 1")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(1, n_centres=self.n_centres, n_rbf_steps=self.n_rbf_steps)
         if not (self.learning_rate > 0 and self.bandwidth_factor > 0 and 0 < self.dither_std < self.max_std):
             raise ValueError("expected learning_rate > 0, bandwidth_factor > 0 and 0 < dither_std < max_std")
 
@@ -91,8 +94,7 @@ class GANSettings:
     averaging: float = 0.998
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.penalty_interval) < 1:
-            raise ValueError("epochs, batch_size and penalty_interval must be at least 1")
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size, penalty_interval=self.penalty_interval)
         if not (self.learning_rate > 0 and self.gradient_penalty >= 0 and 0 <= self.averaging < 1):
             raise ValueError("expected learning_rate > 0, gradient_penalty >= 0 and 0 <= averaging < 1")
 
@@ -111,11 +113,7 @@ class ElboTerms:
 
     def means(self, prefix: str = "") -> dict[str, float]:
         """Mean of both terms and of the bound, as a record."""
-        return {
-            f"{prefix}elbo": self.elbo.mean().item(),
-            f"{prefix}log_likelihood": self.log_likelihood.mean().item(),
-            f"{prefix}kl": self.kl.mean().item(),
-        }
+        return {prefix + name: getattr(self, name).mean().item() for name in ("elbo", "log_likelihood", "kl")}
 
 
 def kl_to_prior(mean: Tensor, std: Tensor) -> Tensor:
@@ -183,10 +181,8 @@ def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1, seed: int = 0, bat
         raise ValueError("the model is in train mode: batch statistics would leak into the ELBO; call vae.eval() first")
     device = _device_of(vae)
     noise = torch.randn(n_samples, len(images), vae.decoder.latent_dim, generator=stream_of(seed))
-    parts = [
-        elbo_terms(vae, images[i : i + batch_size].to(device), noise[:, i : i + batch_size].to(device))
-        for i in range(0, len(images), batch_size)
-    ]
+    batches = zip(images.split(batch_size), noise.split(batch_size, dim=1), strict=True)
+    parts = [elbo_terms(vae, x.to(device), draws.to(device)) for x, draws in batches]
     return ElboTerms(torch.cat([p.log_likelihood for p in parts]), torch.cat([p.kl for p in parts]))
 
 
@@ -222,26 +218,20 @@ def train_vae(
     device, std_net = _device_of(vae), getattr(vae.decoder, "std_net", None)
     if isinstance(std_net, RBFPrecision):
         raise ValueError("the decoder already has an RBF precision network; train a fresh VAE, then fit the network")
-    optimizer = torch.optim.Adam(vae.parameters(), lr=settings.learning_rate)
+    optimizer = Adam(vae.parameters(), lr=settings.learning_rate)
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
-    history: list[dict[str, float]] = []
-    if checkpoint is not None and artifacts.exists(checkpoint):
-        history = _resume(checkpoint, identity, vae, {"vae": optimizer})
-        yield from history
-    n_batches = math.ceil(len(train) / settings.batch_size)
-    for epoch in range(len(history), settings.epochs):
+    run = _Run(vae, [optimizer], identity, checkpoint)
+    yield from run.history
+    for epoch in range(len(run.history), settings.epochs):
         start = time.perf_counter()
         vae.train()
         stream = stream_of(settings.seed, epoch)
         sums = {"elbo": 0.0, "log_likelihood": 0.0, "kl": 0.0}
-        for step, batch in enumerate(torch.randperm(len(train), generator=stream).split(settings.batch_size)):
-            progress = (epoch + step / n_batches) / settings.epochs
+        for batch, progress in _batches(len(train), settings, epoch, stream):
             optimizer.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
             noise = torch.randn(1, len(batch), vae.decoder.latent_dim, generator=stream)
             terms = elbo_terms(vae, train[batch].to(device), noise.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            (-terms.elbo.mean()).backward()
-            optimizer.step()
+            _descend(optimizer, -terms.elbo.mean())
             for name, mean in terms.means().items():
                 sums[name] += mean * len(batch) / len(train)
         vae.eval()
@@ -250,12 +240,7 @@ def train_vae(
         record |= evaluate(vae, held_out).means()
         if isinstance(std_net, ConstantStd):
             record["std"] = std_net.log_std.exp().item()
-        if not math.isfinite(record["train_elbo"]):
-            raise FloatingPointError(f"training diverged in epoch {epoch + 1}; lower learning_rate ({settings})")
-        history.append(record)
-        if checkpoint is not None:
-            _checkpoint(checkpoint, identity, vae, {"vae": optimizer}, history)
-        yield record
+        yield run.keep(record)
     vae.eval()
 
 
@@ -365,27 +350,23 @@ def train_gan(
     """
     device, d = _device_of(gan), gan.generator.latent_dim
     average = AveragedModel(gan.generator, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
-    both = nn.ModuleDict({"gan": gan, "average": average})
     # No momentum (Mescheder et al. 2018): the gradient of a game turns.
-    optimizers = {
-        name: torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99))
-        for name, network in (("generator", gan.generator), ("discriminator", gan.discriminator))
-    }
+    of_generator, of_discriminator = optimizers = [
+        Adam(network.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99))
+        for network in (gan.generator, gan.discriminator)
+    ]
     identity = {"settings": settings, "architecture": gan.architecture, "n": [len(train), len(held_out)]}
-    history: list[dict[str, float]] = []
-    if checkpoint is not None and artifacts.exists(checkpoint):
-        history = _resume(checkpoint, identity, both, optimizers)
-        yield from history
-    n_batches = math.ceil(len(train) / settings.batch_size)
-    for epoch in range(len(history), settings.epochs):
+    run = _Run(nn.ModuleList([gan, average]), optimizers, identity, checkpoint)
+    yield from run.history
+    for epoch in range(len(run.history), settings.epochs):
         start = time.perf_counter()
         gan.train()
         stream = stream_of(settings.seed, epoch)
         sums = {"discriminator_loss": 0.0, "generator_loss": 0.0}
         squared_norms = []
-        for step, batch in enumerate(torch.randperm(len(train), generator=stream).split(settings.batch_size)):
-            progress = (epoch + step / n_batches) / settings.epochs
-            for optimizer in optimizers.values():
+        n_batches = math.ceil(len(train) / settings.batch_size)
+        for step, (batch, progress) in enumerate(_batches(len(train), settings, epoch, stream)):
+            for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, 2 * (1 - progress))
             noise = torch.randn(2, len(batch), d, generator=stream).to(device)
             x = train[batch].to(device)
@@ -395,26 +376,21 @@ def train_gan(
             if penalised:
                 squared_norms.append(squared_norm.item())
             weight = settings.penalty_interval * settings.gradient_penalty / 2
-            _descend(optimizers["discriminator"], logistic + weight * squared_norm)
+            _descend(of_discriminator, logistic + weight * squared_norm)
 
             # Gradients reach the generator through the discriminator, whose own are not wanted.
             gan.discriminator.requires_grad_(False)
             loss = softplus(-gan.discriminator(gan.generator(noise[1]))).mean()
             sums["generator_loss"] += loss.item() / n_batches
-            _descend(optimizers["generator"], loss)
+            _descend(of_generator, loss)
             gan.discriminator.requires_grad_(True)
             average.update_parameters(gan.generator)
         gan.eval()
         average.eval()
         record = {"epoch": float(epoch + 1), "seconds": time.perf_counter() - start}
         record |= sums | {"gradient_norm": math.sqrt(sum(squared_norms) / len(squared_norms))}
-        if not math.isfinite(sum(sums.values())):
-            raise FloatingPointError(f"training diverged in epoch {epoch + 1}; lower learning_rate ({settings})")
         record["distance"] = distance_to_generated(cast(ImageGenerator, average.module), held_out).mean().item()
-        history.append(record)
-        if checkpoint is not None:
-            _checkpoint(checkpoint, identity, both, optimizers, history)
-        yield record
+        yield run.keep(record)
     gan.generator.load_state_dict(average.module.state_dict())
     gan.eval()
 
@@ -522,39 +498,54 @@ def pixelwise_std(vae: VAE, images: Tensor, settings: TrainingSettings) -> RBFPr
 
 
 # Raised by hand when checkpoints are written differently.
-_CHECKPOINT_FORMAT = 2
+_CHECKPOINT_FORMAT = 3
 
 
-def _checkpoint(
-    path: Path,
-    identity: Mapping[str, Any],
-    model: nn.Module,
-    optimizers: Mapping[str, torch.optim.Adam],
-    history: list[dict[str, float]],
-) -> None:
-    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for name, optimizer in optimizers.items():
-        for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{name}.{i}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    record = {"history": history, "format": _CHECKPOINT_FORMAT}
-    artifacts.save(path, tensors, record, name="checkpoint", settings=identity, version=RECIPE_VERSION)
+class _Run:
+    """What has been trained of a model, epoch by epoch: it goes on from a checkpoint if there is one."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Adam], identity: Mapping[str, Any], checkpoint: Path | None
+    ) -> None:
+        self.parts: list[Any] = [model, *optimizers]
+        self.identity, self.checkpoint = identity, checkpoint
+        self.history: list[dict[str, float]] = []
+        if checkpoint is None or not artifacts.exists(checkpoint):
+            return
+        saved = artifacts.load(checkpoint, name="checkpoint", settings=identity, version=RECIPE_VERSION)
+        if saved.record.get("format") == _CHECKPOINT_FORMAT:  # else training begins anew, and soon writes over it
+            content = io.BytesIO(saved.tensors["states"].numpy().tobytes())
+            states = torch.load(content, map_location="cpu", weights_only=True)
+            for part, state in zip(self.parts, states, strict=True):
+                part.load_state_dict(state)
+            self.history += saved.record["history"]
+
+    def keep(self, record: dict[str, float]) -> dict[str, float]:
+        """Write the state after an epoch, with its record."""
+        if not all(map(math.isfinite, record.values())):
+            settings = self.identity["settings"]
+            raise FloatingPointError(
+                f"training diverged in epoch {record['epoch']:g}; lower learning_rate ({settings})"
+            )
+        self.history.append(record)
+        if self.checkpoint is not None:
+            content = io.BytesIO()
+            torch.save([part.state_dict() for part in self.parts], content)
+            states = {"states": np.frombuffer(content.getbuffer(), np.uint8)}
+            kept = {"history": self.history, "format": _CHECKPOINT_FORMAT}
+            artifacts.save(
+                self.checkpoint, states, kept, name="checkpoint", settings=self.identity, version=RECIPE_VERSION
+            )
+        return record
 
 
-def _resume(
-    path: Path, identity: Mapping[str, Any], model: nn.Module, optimizers: Mapping[str, torch.optim.Adam]
-) -> list[dict[str, float]]:
-    saved = artifacts.load(path, name="checkpoint", settings=identity, version=RECIPE_VERSION)
-    if saved.record.get("format") != _CHECKPOINT_FORMAT:
-        return []  # training begins anew, and soon writes over it
-    model.load_state_dict({k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")})
-    states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in optimizers}
-    for key, value in saved.tensors.items():
-        if key.startswith("optimizer."):
-            _, name, i, entry = key.split(".")
-            states[name].setdefault(int(i), {})[entry] = value
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_dict({"state": states[name], "param_groups": optimizer.state_dict()["param_groups"]})
-    return list(saved.record["history"])
+def _batches(
+    n_images: int, settings: TrainingSettings | GANSettings, epoch: int, stream: torch.Generator
+) -> Iterator[tuple[Tensor, float]]:
+    """Images of each step of an epoch, and the share of the training that is done before it."""
+    batches = torch.randperm(n_images, generator=stream).split(settings.batch_size)
+    for step, batch in enumerate(batches):
+        yield batch, (epoch + step / len(batches)) / settings.epochs
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -1,18 +1,22 @@
 """The shipped models and latent codes, ready for use."""
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor
 
 from lgi import artifacts
 from lgi.features import ClassifierOutput, LogisticRegression
+from lgi.metric.batching import one_of
 from lgi.models import GAN, VAE, Architecture, ConstantStd, Decoder, RBFPrecision, fuse, pick_device
 
 VAES = ("vae1", "vae2")
 CODES = (*VAES, "gan")
 MODELS = (*CODES, "logistic_regression")
+
+Device: TypeAlias = str | torch.device
+Std: TypeAlias = Literal["rbf", "constant"]
 
 
 @dataclass(frozen=True)
@@ -38,24 +42,15 @@ class Codes:
 
 
 @overload
-def load_model(
-    name: Literal["vae1", "vae2"], device: str | torch.device = "cpu", *, std: Literal["rbf", "constant"] = "rbf"
-) -> VAE: ...
+def load_model(name: Literal["vae1", "vae2"], device: Device = "cpu", *, std: Std = "rbf") -> VAE: ...
 @overload
-def load_model(name: Literal["gan"], device: str | torch.device = "cpu") -> GAN: ...
+def load_model(name: Literal["gan"], device: Device = "cpu") -> GAN: ...
 @overload
 def load_model(
-    name: Literal["logistic_regression"],
-    device: str | torch.device = "cpu",
-    *,
-    output: ClassifierOutput = "probabilities",
+    name: Literal["logistic_regression"], device: Device = "cpu", *, output: ClassifierOutput = "probabilities"
 ) -> LogisticRegression: ...
 def load_model(
-    name: str,
-    device: str | torch.device = "cpu",
-    *,
-    std: Literal["rbf", "constant"] | None = None,
-    output: ClassifierOutput | None = None,
+    name: str, device: Device = "cpu", *, std: Std | None = None, output: ClassifierOutput | None = None
 ) -> VAE | GAN | LogisticRegression:
     """Shipped model: "vae1", "vae2", "gan" or "logistic_regression", trained on MNIST digits 2, 4, 5, 7.
 
@@ -86,21 +81,17 @@ def load_model(
     """
     if name not in MODELS:
         raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
+    if (std is not None and name not in VAES) or (output is not None and name != "logistic_regression"):
+        raise ValueError("std is an option of the VAEs, output one of the logistic regression; the GAN has no options")
     artifact = _shipped(name)
     if name == "logistic_regression":
-        if std is not None:
-            raise ValueError("std is an option of the VAEs; the logistic regression has output")
         return restore_logistic_regression(artifact, output=output or "probabilities").to(pick_device(device))
     if name == "gan":
-        if std is not None or output is not None:
-            raise ValueError("the GAN has no options: std is one of the VAEs, output of the logistic regression")
         return restore_gan(artifact).to(pick_device(device))
-    if output is not None:
-        raise ValueError(f"output is an option of the logistic regression; {name!r} has std")
     return restore_vae(artifact, std=std or "rbf").to(pick_device(device))
 
 
-def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
+def load_codes(name: str, device: Device = "cpu") -> Codes:
     """Latent codes of the official MNIST test images of digits 2, 4, 5, 7 in a shipped model.
 
     Parameters
@@ -127,7 +118,7 @@ def load_codes(name: str, device: str | torch.device = "cpu") -> Codes:
     return restore_codes(_shipped(name), device)
 
 
-def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"] = "rbf", fused: bool = True) -> VAE:
+def restore_vae(artifact: artifacts.Artifact, *, std: Std = "rbf", fused: bool = True) -> VAE:
     """VAE of a recorded training (:func:`lgi.recipes.train_or_load`), on the CPU, in eval mode.
 
     Parameters
@@ -144,8 +135,7 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Literal["rbf", "constant"]
     VAE
         The model.
     """
-    if std not in ("rbf", "constant"):
-        raise ValueError(f'std must be "rbf" or "constant", got {std!r}')
+    one_of(get_args(Std), std=std)
     with torch.random.fork_rng(devices=[]):  # for initial weights, which are not kept
         vae = VAE(_architecture(artifact), artifact.settings.get("likelihood", "gaussian"))
     state = _state(artifact)
@@ -181,7 +171,7 @@ def restore_gan(artifact: artifacts.Artifact, *, fused: bool = True) -> GAN:
     return fuse(gan) if fused else gan.eval()
 
 
-def restore_codes(artifact: artifacts.Artifact, device: str | torch.device = "cpu") -> Codes:
+def restore_codes(artifact: artifacts.Artifact, device: Device = "cpu") -> Codes:
     """Latent codes of a recorded training, on a device."""
     fields = ("z", "std", "label", "index")
     return Codes(**{key: artifact.tensors[f"codes.{key}"].to(pick_device(device)) for key in fields})

@@ -238,8 +238,8 @@ def test_the_pair_of_version_0_1_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "record", "message"),
     [
-        ({"x": 1.0}, {}, r"tensors\['x'\]: expected a tensor or array, got float"),
-        ({"x": np.array(["a"])}, {}, r"expected a numeric array"),
+        ({"x": 1.0}, {}, r"tensors\['x'\]: expected a tensor or numeric array, got float"),
+        ({"x": np.array(["a"])}, {}, r"expected a tensor or numeric array, got <U1"),
         ({}, {"x": torch.ones(2)}, r"record\.x: got Tensor"),
         ({}, {"x": [float("nan")]}, r"record\.x\[0\]: expected a finite number"),
     ],

@@ -149,7 +149,7 @@ def test_bad_comparisons():
     flat = PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1)
     with pytest.raises(ValueError, match=r"model b: pairs 0, 1, .* and 2 more have end points without a distance"):
         compare_models(metric, flat, start, end, start, end, settings=QUICK)
-    with pytest.raises(ValueError, match=r"start_b as codes .* like start_a \(12, 2\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"start_b as codes .* as start_a, got .* \(5, 2\)"):
         compare_models(metric, metric, start, end, start[:5], end[:5])
     with pytest.raises(ValueError, match="start_a as codes"):
         compare_models(metric, metric, start[0], end[0], start[0], end[0])

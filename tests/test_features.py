@@ -131,7 +131,7 @@ class TestLogisticRegression:
 
     def test_bad_input(self, digits, fitted):
         weight, bias, classes = torch.zeros(3, 4), torch.zeros(3), torch.arange(3)
-        with pytest.raises(ValueError, match="expected output to be one of"):
+        with pytest.raises(ValueError, match="output must be one of"):
             LogisticRegression(weight, bias, classes, output="softmax")
         with pytest.raises(ValueError, match=r"\(3, 4\), \(2,\) and \(3,\)"):
             LogisticRegression(weight, bias[:2], classes)
@@ -147,7 +147,7 @@ class TestLogisticRegression:
             LogisticRegression.fit_images(digits[0], digits[1][:-1])
         with pytest.raises(ValueError, match="integer label"):
             LogisticRegression.fit_images(digits[0], digits[1].double())
-        with pytest.raises(ValueError, match=r"expected labels of shape \(400,\)"):
+        with pytest.raises(ValueError, match=r"400 images, got .* of shape \(1,\)"):
             fitted.accuracy(digits[0], digits[1][:1])
 
     def test_no_images_in_no_features_out(self, fitted):
@@ -231,7 +231,7 @@ class TestVGG19Features:
         with safe_open(path, "pt") as file:
             if "features.19.weight" in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
                 pytest.skip("the file has every layer")
-        with pytest.raises(ValueError, match=r"conv4_1 needs layers .* it has conv1_1, .*, conv3_4\. Ask"):
+        with pytest.raises(ValueError, match=r"weights up to conv4_1(.|\n)*features\.19\.weight"):
             VGG19Features("conv4_1")
         assert VGG19Features("pool3")(grey()).shape == (2, 256, 3, 3)
 
@@ -295,7 +295,7 @@ class TestVGG19Features:
         model = VGG19Features("pool1", weights=state)
         model.features[0].weight.zero_()
         assert state["features.0.weight"].abs().max() > 0
-        with pytest.raises(ValueError, match=r"conv2_2 needs layers .* it has conv1_1, conv1_2, conv2_1\. "):
+        with pytest.raises(ValueError, match=r'up to conv2_2(.|\n)* "features\.7\.weight", "features\.7\.bias"\.'):
             VGG19Features("conv2_2", weights=path)
 
     def test_imagenet_weights_are_found_through_the_raw_data_folders(self, tmp_path, monkeypatch):
@@ -346,9 +346,9 @@ class TestVGG19Features:
         with pytest.raises(ValueError, match=r"expected a state dict in .*tensor.pth, got Tensor"):
             VGG19Features("conv1_1", weights=tmp_path / "tensor.pth")
         state = VGG19Features("conv1_1", weights=None).state_dict()
-        with pytest.raises(ValueError, match=r"features.0.weight of shape \(64, 3, 3, 3\), got \(64, 1, 3, 3\)"):
+        with pytest.raises(ValueError, match=r"features\.0\.weight: .*\[64, 1, 3, 3\].*\[64, 3, 3, 3\]"):
             VGG19Features("conv1_1", weights=state | {"features.0.weight": torch.zeros(64, 1, 3, 3)})
-        with pytest.raises(ValueError, match="it has none"):
+        with pytest.raises(ValueError, match=r"the mapping has not all(.|\n)*features\.0\.weight"):
             VGG19Features("conv1_1", weights={"weight": torch.zeros(1)})
 
     def test_a_pickle_that_would_run_code_is_refused(self, tmp_path):
@@ -362,7 +362,7 @@ class TestVGG19Features:
         assert not (tmp_path / "proof").exists()
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match=r"expected layer to be one of conv1_1, relu1_1, .* got 'relu3_5'"):
+        with pytest.raises(ValueError, match=r"layer must be one of conv1_1, relu1_1, .* got 'relu3_5'"):
             VGG19Features("relu3_5", weights=None)
         with pytest.raises(ValueError, match="black < white"):
             VGG19Features("conv1_1", weights=None, value_range=(1.0, 1.0))

@@ -49,8 +49,7 @@ class Outputs:
         mean, std = parts[0], parts[1] if len(parts) == 2 else None
         if std is not None and std.shape != mean.shape:
             raise ValueError(
-                f"expected mean and std of one shape, got mean {tuple(mean.shape)} and std {tuple(std.shape)}: expand "
-                "the std to the shape of the mean"
+                f"expected the std in the shape of the mean, got mean {tuple(mean.shape)} and std {tuple(std.shape)}"
             )
         _check_batch("generator", len(z), z.shape, mean)
         return mean, std
@@ -58,12 +57,10 @@ class Outputs:
     def values(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``h(z)`` (n, m) and the mean."""
         mean, std = self.decode(z)
-        first = mean
-        if self.feature_map is not None:
-            first = self.feature_map(mean)
-            if not isinstance(first, Tensor) or not first.is_floating_point():
-                raise ValueError(f"expected the feature map to return a floating-point tensor, got {describe(first)}")
-            _check_batch("feature map", len(z), mean.shape, first)
+        first = mean if self.feature_map is None else self.feature_map(mean)
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            raise ValueError(f"expected the feature map to return a floating-point tensor, got {describe(first)}")
+        _check_batch("feature map", len(z), mean.shape, first)
         first = first.reshape(len(z), -1)
         return (first if std is None else torch.cat([first, std.reshape(len(z), -1)], dim=1)), mean
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from lgi.metric.base import Metric, square_root
-from lgi.metric.batching import check_points, first_point
+from lgi.metric.batching import at_least, check_points, first_point
 from lgi.metric.generators import FeatureMap, Generator, Layout, Outputs, probe, refuse_train_mode
 
 
@@ -79,9 +79,7 @@ class PullbackMetric(Metric):
     ) -> None:
         if not callable(generator) or not (feature_map is None or callable(feature_map)):
             raise ValueError(f"expected callables, got generator {generator!r} and feature map {feature_map!r}")
-        for name, value in (("latent_dim", latent_dim), ("chunk_size", chunk_size), ("n_probes", n_probes)):
-            if value is not None and value < 1:
-                raise ValueError(f"expected {name} to be at least 1, got {value}")
+        at_least(1, latent_dim=latent_dim, chunk_size=chunk_size, n_probes=n_probes)
         self.generator = generator
         self.feature_map = feature_map
         self.latent_dim = getattr(generator, "latent_dim", None) if latent_dim is None else latent_dim
