@@ -733,7 +733,7 @@ FAULTS: list[Fault] = [
             "the GAN is the iterate that training happened to end with",
             "    gan.generator.load_state_dict(average.module.state_dict())\n",
             "",
-            ["test_gan_training_is_seeded_and_averages"],
+            ["test_gan_training_averages"],
         ),
         (
             "bandwidths by the inverse factor",

@@ -7,15 +7,7 @@ import torch
 from test_training import QUICK, QUICK_GAN, TINY
 
 from lgi import artifacts, datasets, recipes
-from lgi.recipes import (
-    GAN_RECIPES,
-    RECIPES,
-    GANRecipe,
-    Recipe,
-    fit_or_load_logistic_regression,
-    main,
-    train_or_load,
-)
+from lgi.recipes import GAN_RECIPES, RECIPES, GANRecipe, Recipe, fit_or_load_logistic_regression, main, train_or_load
 from lgi.training import distance_to_generated, evaluate
 from lgi.zoo import restore_codes, restore_gan, restore_logistic_regression, restore_vae
 
