@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import analytic
 import numpy as np
@@ -418,20 +419,12 @@ def test_command_line_options_reach_the_study(tmp_path, capsys):
 
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    calls = 0
-    real = algorithm1.shorten
-
-    def interrupted(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(algorithm1, "shorten", interrupted)
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
-    with pytest.raises(SystemExit) as stop:
-        main([*options, "--out", str(tmp_path)])
+    interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT, KeyboardInterrupt])
+    with monkeypatch.context() as patch:
+        patch.setattr(algorithm1, "shorten", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            main([*options, "--out", str(tmp_path)])
     assert stop.value.code == 130
     assert "interrupted with 2 samples" in capsys.readouterr().err
     assert main([*options, "--out", str(tmp_path)]) == 0

@@ -45,17 +45,6 @@ def test_streamlines_of_circles_stay_on_circles_whatever_the_signs(ax):
         assert np.ptp(np.linalg.norm(line, axis=1)) < 0.05
 
 
-def test_streamlines_do_not_depend_on_signs(ax):
-    x, y, points = grid(21)
-    theta = points[..., 0] + 0.5 * points[..., 1] ** 2
-    direction = np.stack([np.cos(theta), np.sin(theta)], axis=-1)
-    one = plots.axial_streamlines(ax, x, y, direction).get_segments()
-    other = plots.axial_streamlines(ax, x, y, with_random_signs(direction)).get_segments()
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_allclose(a, b)
-
-
 def test_streamlines_go_around_a_half_turn_singularity(ax):
     """theta = phi / 2 has no continuous sign anywhere around the origin: lines must still cross every ray smoothly."""
     x, y, points = grid(60)
