@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import papermill.iorw
 import pytest
@@ -225,89 +226,55 @@ def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, err
 
 @pytest.mark.parametrize("error", [READ_ONLY, NO_SPACE, PermissionError(errno.EACCES, "Permission denied")])
 def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error):
-    def acquire(lock, *_, **__):
-        raise error
-
     series.write("01_a")
-    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", acquire)
+    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", Mock(side_effect=error))
     assert series.run() == 2
     assert f"reproduce: cannot write to {series.default}: {error.strerror}" in capsys.readouterr().err
 
 
 # --- training that is stopped ----------------------------------------------------------------------------------------
 
-STOPPED_TRAINING = """\
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from lgi import artifacts, recipes
-from lgi.training import TrainingSettings
-from lgi.models import Architecture
 
-recipe = recipes.Recipe(
-    dataset="optdigits",
-    digits=(2, 7),
-    architecture=Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu"),
-    training=TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1),
-)
-def train(**options):
-    return recipes.train_or_load("mine", recipe, device="cpu", **options)
-
-def stopped(epoch, stop):
-    # The child comes to the end of that epoch, or of training, and then stops.
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            train(on_record=lambda phase, step, n, record: phase == "vae" and step == epoch and stop())
-        except KeyboardInterrupt:
-            os._exit(130)
-        except artifacts.ArtifactError as error:
-            assert "No space left" in str(error), error
-            os._exit(2)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def full_disk():
+def test_stopped_training_goes_on(tmp_path, monkeypatch):
+    """Stopped after two epochs, after a third, and when the result does not fit: it ends as if it had not been."""
+    architecture = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
+    settings = training.TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1)
+    recipe = recipes.Recipe(dataset="optdigits", digits=(2, 7), architecture=architecture, training=settings)
     real = Path.write_bytes
-    def write_bytes(path, content):
+
+    def train(folder, last=None, stop=None):
+        def at_the_last(phase, step, *_):
+            if (phase, step) == ("vae", last):
+                stop()
+
+        monkeypatch.setenv("LGI_CACHE", str(tmp_path / folder))
+        return recipes.train_or_load("mine", recipe, device="cpu", on_record=at_the_last)
+
+    def history():
+        (file,) = (tmp_path / "stopped" / "checkpoints").glob("*.safetensors")
+        return artifacts.load(file.with_suffix(""), name="checkpoint").record["history"]
+
+    def no_space_for_the_result(path, content):
+        real(path, content[:100] if path.name.startswith(".mine-") else content)
         if path.name.startswith(".mine-"):
-            real(path, content[:100])
-            raise OSError(28, "No space left on device")
-        return real(path, content)
-    Path.write_bytes = write_bytes
+            raise NO_SPACE
 
-def history():
-    (file,) = (artifacts.cache_folder() / "checkpoints").glob("*.safetensors")
-    return artifacts.load(file.with_suffix(""), name="checkpoint").record["history"]
-
-os.environ["LGI_CACHE"] = sys.argv[1]
-whole = train()
-os.environ["LGI_CACHE"] = sys.argv[2]
-assert stopped(2, lambda: os.kill(os.getpid(), signal.SIGKILL)) == -9
-first = history()
-assert len(first) == 2
-assert stopped(3, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
-assert len(history()) == 3
-# The result does not fit: what was trained is not lost with it.
-assert stopped(4, full_disk) == 2
-trained = history()
-assert len(trained) == 4 and trained[:2] == first
-assert not list(artifacts.cache_folder().rglob("*.tmp"))
-found = train()
-assert found.source == "computed" and found.record["history"] == trained
-assert found.tensors.keys() == whole.tensors.keys()
-assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensors.items())
-assert not list((artifacts.cache_folder() / "checkpoints").iterdir())"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_stopped_training_goes_on(tmp_path):
-    command = [sys.executable, "-c", STOPPED_TRAINING, str(tmp_path / "whole"), str(tmp_path / "stopped")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    whole = train("whole")
+    for last in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train("stopped", last, Mock(side_effect=KeyboardInterrupt))
+        assert len(history()) == last
+    first = history()
+    with monkeypatch.context() as patch, pytest.raises(artifacts.ArtifactError, match="No space left"):
+        train("stopped", 4, lambda: patch.setattr(Path, "write_bytes", no_space_for_the_result))
+    trained = history()
+    assert (len(trained), trained[:3]) == (4, first)
+    assert temporary_files(tmp_path) == []
+    found = train("stopped")
+    assert (found.source, found.record["history"]) == ("computed", trained)
+    assert found.tensors.keys() == whole.tensors.keys()
+    assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensors.items())
+    assert list((tmp_path / "stopped" / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -319,11 +286,8 @@ def test_stopped_training_goes_on(tmp_path):
     ],
 )
 def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, error, status, message):
-    def stop(*_, **__):
-        raise error
-
     monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
-    monkeypatch.setattr(recipes, "train_or_load", stop)
+    monkeypatch.setattr(recipes, "train_or_load", Mock(side_effect=error))
     monkeypatch.setattr("sys.argv", ["lgi.recipes", "vae2"])
     with pytest.raises(SystemExit) as end:
         recipes.main()
@@ -351,27 +315,25 @@ def test_damaged_checkpoint_is_refused_and_training_begins_anew_without_it(tmp_p
 # --- damaged files that are shipped ----------------------------------------------------------------------------------
 
 
-def _cut(path):
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (_cut, "truncated or was edited"),
-        (lambda path: path.write_bytes(b""), "truncated or was edited"),
-        (lambda path: path.write_bytes(b"version https://git-lfs"), "truncated or was edited"),
-        (lambda path: path.write_bytes(b"<<<<<<< HEAD\n" + path.read_bytes()), "truncated or was edited"),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b"seed", b"dees", 1)), "truncated or was edited"),
-        (Path.unlink, "is missing"),
+        pytest.param(lambda content: content[:-1000], id="cut"),
+        pytest.param(lambda content: b"", id="empty"),
+        pytest.param(lambda content: b"version https://git-lfs", id="pointer"),
+        pytest.param(lambda content: b"<<<<<<< HEAD\n" + content, id="merge conflict"),
+        pytest.param(lambda content: content.replace(b"seed", b"dees", 1), id="header edited"),
+        pytest.param(None, id="no file"),
     ],
-    ids=["cut", "empty", "pointer", "merge conflict", "header edited", "no file"],
 )
-def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, damage, message):
+def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, damage):
     shutil.copytree(artifacts.data_folder() / "models", tmp_path / "models")
     monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
     file = tmp_path / "models" / "vae2.safetensors"
-    damage(file)
+    content, message = file.read_bytes(), "truncated or was edited" if damage else "is missing"
+    file.unlink()
+    if damage:
+        file.write_bytes(damage(content))
     for call in (lgi.load_model, lgi.load_codes):
         with pytest.raises(artifacts.ArtifactError, match=message) as refusal:
             call("vae2")
