@@ -59,48 +59,30 @@ def answers(names):
 # --- what is computed -------------------------------------------------------------------------------------------------
 
 
-def decoded(model, feature_map, z):
-    """What a metric measures, written out: (mean, std), or what the classifier makes of the mean."""
-    loaded = lgi.load_model(model)
-    parts = [loaded.generator(z)] if model == "gan" else list(loaded.decoder(z))
+def metric_of(model, feature_map):
+    """With a feature map, that of the mean."""
+    decoder = lgi.load_model("gan").generator if model == "gan" else lgi.load_model(model).decoder
     if feature_map == "none":
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
-    regression = lgi.load_model("logistic_regression")
-    logits = parts[0].flatten(1) @ regression.weight.T + regression.bias
-    return logits if feature_map == "logits" else logits.softmax(1)
+        return lgi.PullbackMetric(decoder)
+    classifier = lgi.load_model("logistic_regression", output=feature_map)
+    return lgi.PullbackMetric(decoder if model == "gan" else lambda z: decoder(z)[0], classifier)
 
 
-def test_lengths_are_those_of_the_decoded_curves(answers):
-    t = torch.linspace(0, 1, 2001)
+def test_curves_lead_from_start_to_end_and_have_the_length_that_is_said(answers):
     for (model, feature_map), answer in answers.items():
-        ends = lgi.load_codes(model).z[[368, 533]]
-        for curve, length in (
-            (lgi.CubicBSpline.line(*ends), answer.found.straight_length),
-            (answer.found.curve, answer.found.length),
+        ends, metric, found = lgi.load_codes(model).z[[368, 533]], metric_of(model, feature_map), answer.found
+        for name, curve, length in (
+            ("straight", lgi.CubicBSpline.line(*ends), found.straight_length),
+            ("shorter", found.curve, found.length),
         ):
-            by_hand = decoded(model, feature_map, curve(t)).double().diff(dim=0).norm(dim=1).sum()
             # Where probabilities jump, and iterations are few, a length is known less well.
-            assert abs(by_hand / length - 1) < (5e-2 if feature_map == "probabilities" else 1e-2), (model, feature_map)
-
-
-def test_shorter_is_never_longer_and_sometimes_shorter(answers):
-    improvements = [answer.found.improvement.item() for answer in answers.values()]
-    assert min(improvements) >= 0
-    assert answers["vae1", "none"].found.improvement > 0.1
-
-
-def test_points_lead_from_start_to_end(answers):
-    for (model, _), answer in answers.items():
-        ends = lgi.load_codes(model).z[[368, 533]]
-        for points in answer.points.values():
-            assert torch.allclose(points[[0, -1]], ends, atol=1e-5)
-
-
-def test_speed_adds_up_to_the_length(answers):
-    for answer in answers.values():
-        for name, length in (("straight", answer.found.straight_length), ("shorter", answer.found.length)):
+            within = 5e-2 if feature_map == "probabilities" else 1e-2
+            assert abs(lgi.curve_length(metric, curve, 2000) / length - 1) < within, (model, feature_map)
+            assert torch.allclose(answer.points[name][[0, -1]], ends, atol=1e-5)
             assert answer.speed[name].shape == (100,)
             assert 0.9 < answer.speed[name].mean() / length < 1.001
+        assert found.improvement >= 0
+    assert answers["vae1", "none"].found.improvement > 0.1
 
 
 def test_images_and_digits_are_those_on_the_way(answers):
@@ -124,11 +106,6 @@ def test_read_out_names_lengths_and_certificate(names, answers):
     assert "NOT CERTIFIED" in few
     assert "raise n_iterations" in few
     assert "· certified" in many
-
-
-def test_one_point_is_no_line(names):
-    with pytest.raises(ValueError, match="same point"):
-        names["interpolate"]("vae1", "none", (1.0, 2.0), (1.0, 2.0))
 
 
 # --- what clicks and choices do ---------------------------------------------------------------------------------------
