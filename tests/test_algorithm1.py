@@ -70,13 +70,6 @@ def test_mean_on_the_sphere_is_the_exact_one():
     assert found.certified == 1
 
 
-def test_minimal_directions_on_the_sphere_are_meridians():
-    found = study(sphere(), direction="minimal", **DOUBLE)
-    assert torch.equal(found.end[:, 1], found.start[:, 1])
-    torch.testing.assert_close(found.straight_length, torch.full_like(found.length, 0.3 * analytic.SPHERE_RADIUS))
-    assert found.improvement.max() < 1e-9
-
-
 def test_half_plane_steps_towards_the_origin():
     metric = analytic.half_plane_metric()
     codes = torch.tensor([[0.5, 4.0], [-1.0, 3.0]], dtype=torch.float64)
@@ -207,16 +200,6 @@ def test_memory_is_that_of_the_columns():
 
 
 # --- directions ------------------------------------------------------------------------------------------------------
-
-
-def test_ends_do_not_depend_on_the_signs_of_lapack():
-    class Flipped(PullbackMetric):
-        def eigh(self, z):
-            eigenvalues, eigenvectors = super().eigh(z)
-            return eigenvalues, -eigenvectors
-
-    decoder = Decoder()
-    assert torch.equal(study(Flipped(decoder)).end, study(PullbackMetric(decoder)).end)
 
 
 def test_eigenvectors_are_chosen_by_dimension():

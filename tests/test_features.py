@@ -6,8 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
@@ -93,22 +91,6 @@ class TestLogisticRegression:
         assert not any(tensor.requires_grad for tensor in model.state_dict(keep_vars=True).values())
         assert not model.training
 
-    @settings(max_examples=25, deadline=None)
-    @given(shift=st.floats(-50, 50), seed=st.integers(0, 2**31))
-    def test_probabilities_are_shift_invariant_and_consistent(self, shift, seed):
-        generator = torch.Generator().manual_seed(seed)
-        weight, bias = torch.randn(4, 6, generator=generator, dtype=float64), torch.zeros(4, dtype=float64)
-        x = torch.randn(5, 2, 3, generator=generator, dtype=float64)
-        outputs = {
-            output: LogisticRegression(weight, bias + shift, torch.arange(4), output=output)(x)
-            for output in ("logits", "log_probabilities", "probabilities")
-        }
-        reference = LogisticRegression(weight, bias, torch.arange(4))(x)
-        torch.testing.assert_close(outputs["probabilities"], reference, rtol=1e-11, atol=1e-13)
-        torch.testing.assert_close(outputs["log_probabilities"].exp(), reference, rtol=1e-11, atol=1e-13)
-        torch.testing.assert_close(outputs["logits"].softmax(-1), reference, rtol=1e-11, atol=1e-13)
-        assert torch.allclose(outputs["probabilities"].sum(-1), torch.ones(5, dtype=float64), atol=1e-14)
-
     @first_jvp_of_the_process
     def test_jvp_is_the_jacobian_of_the_softmax(self, digits, fitted):
         # d softmax = (diag(p) - p p^T) W dx
@@ -171,6 +153,7 @@ class TestVGG19Features:
             ("relu3_4", 17, (256, 7, 7)),
             ("pool3", 18, (256, 3, 3)),
             ("relu4_1", 20, (512, 3, 3)),
+            ("relu5_4", 35, (512, 1, 1)),
         ],
     )
     def test_layer_is_torchvisions(self, layer, index, shape):
@@ -179,15 +162,6 @@ class TestVGG19Features:
         expected = torchvision_features(index, model.state_dict())(normalised_rgb(grey()))
         torch.testing.assert_close(model(grey()), expected)
         assert model(grey()).shape[1:] == shape
-
-    def test_every_layer_has_its_place(self):
-        from torchvision.models.vgg import cfgs, make_layers
-
-        kinds = {"conv": "Conv2d", "relu": "ReLU", "pool": "MaxPool2d"}
-        with torch.device("meta"):
-            modules = make_layers(cfgs["E"])
-        assert [kinds[name[:4]] for name in features._vgg19_layers()] == [type(module).__name__ for module in modules]
-        assert features._vgg19_layers()[-2:] == ["relu5_4", "pool5"]
 
     @pytest.mark.needs_vgg
     def test_real_weights_equal_torchvision_in_float64(self):

@@ -93,20 +93,6 @@ def test_lengths_of_lines(
     assert relative(curve_length(surface_metric(name), curve), expected) <= 1e-10
 
 
-def test_great_circle_off_the_coordinate_lines() -> None:
-    """A curve object without knots: the great circle between two points, in polar coordinates."""
-    surface = SURFACE["sphere"]
-    a, b = torch.tensor([[0.8, -0.9], [1.9, 0.7]], dtype=torch.float64)
-    x, y = (nn.functional.normalize(surface.embed(p), dim=-1) for p in (a, b))
-
-    def position(t: Tensor) -> Tensor:
-        p = nn.functional.normalize((1 - t)[:, None] * x + t[:, None] * y, dim=-1)
-        return torch.stack([torch.acos(p[:, 2]), torch.atan2(p[:, 1], p[:, 0])], dim=-1)
-
-    assert surface.distance is not None
-    assert relative(curve_length(surface_metric("sphere"), Analytic(position)), surface.distance(a, b)) <= 1e-8
-
-
 def test_half_plane_geodesic() -> None:
     """An explicit metric; the geodesic is a half circle around a point of the x axis."""
 
@@ -172,25 +158,6 @@ def test_squared_length_never_exceeds_energy(n_control: int, n_t: int, seed: int
         assert (length**2 <= energy * (1 + 1e-14)).all()
 
 
-def test_length_does_not_depend_on_the_parametrisation() -> None:
-    metric, curve = surface_metric("paraboloid"), smooth_splines(1, 4, SURFACE["paraboloid"])
-
-    def slower(t: Tensor) -> Tensor:
-        # Bernstein's polynomials at t (1 + t) / 2, differentiable in t as the cached basis is not.
-        u = (t * (1 + t) / 2)[:, None]
-        weights = torch.cat([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3], dim=1)
-        return weights @ curve.control_points[0]
-
-    assert relative(curve_length(metric, Analytic(slower)), curve_length(metric, curve)) <= 1e-8
-    assert curve_energy(metric, Analytic(slower)) != curve_energy(metric, curve)
-
-
-def test_knot_insertion_changes_neither() -> None:
-    metric, curve = surface_metric("torus"), smooth_splines(4, 6, SURFACE["torus"])
-    for measure in (curve_length, curve_energy):
-        assert relative(measure(metric, curve.insert_knot()), measure(metric, curve)) <= 1e-9
-
-
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
 def test_leading_dimensions(leading: tuple[int, ...]) -> None:
     points = SURFACE["sphere"].sample(math.prod(leading) * 5).reshape(*leading, 5, 2)
@@ -200,12 +167,6 @@ def test_leading_dimensions(leading: tuple[int, ...]) -> None:
     energy, gradient = energy_and_gradient(surface_metric("sphere"), CubicBSpline(points))
     assert energy.shape == leading
     assert gradient.shape == points.shape
-
-
-def test_curves_of_a_batch_do_not_see_each_other() -> None:
-    metric, curve = surface_metric("sphere"), random_splines(4, 6, SURFACE["sphere"])
-    single = torch.stack([curve_length(metric, CubicBSpline(p)) for p in curve.control_points])
-    assert relative(curve_length(metric, curve), single) <= 1e-13
 
 
 def test_float32_stays_float32() -> None:

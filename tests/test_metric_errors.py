@@ -180,15 +180,6 @@ def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
                 method(torch.zeros(3, 5))
 
 
-def test_a_generator_is_looked_at_once() -> None:
-    calls = []
-    metric = PullbackMetric(lambda z: calls.append(z) or generator(z))
-    assert metric.has_embedding(Z)
-    n = len(calls)
-    assert metric.has_embedding(Z)
-    assert len(calls) == n
-
-
 def test_another_dtype() -> None:
     metric = PullbackMetric(nn.Linear(2, 8))
     with pytest.raises(
