@@ -163,13 +163,11 @@ def mirror(synthetic, tmp_path, monkeypatch):
             self.send_response(200)
             self.send_header("Content-Length", str(file.stat().st_size))
             self.end_headers()
-            content = file.read_bytes()
-            self.wfile.write(content[:100] if file.name in cut else content)
+            self.wfile.write(file.read_bytes())
 
         def log_message(self, *arguments):
             pass
 
-    cut = set()
     monkeypatch.setenv("no_proxy", "*")
     for file in (synthetic / "MNIST" / "raw").iterdir():
         file.unlink()
@@ -178,7 +176,7 @@ def mirror(synthetic, tmp_path, monkeypatch):
         monkeypatch.setattr(MNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield cut
+        yield
         server.shutdown()
         thread.join()
 
@@ -214,22 +212,15 @@ def test_an_interrupted_download_leaves_nothing(failure, mirror, synthetic, monk
             raise failure
         fetch(*arguments, **keywords)
 
-    monkeypatch.setattr(torchvision_mnist, "download_and_extract_archive", fetch_and_fail)
-    with pytest.raises((KeyboardInterrupt, DatasetError)) as raised:
-        datasets.load("mnist", "test", download=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torchvision_mnist, "download_and_extract_archive", fetch_and_fail)
+        with pytest.raises((KeyboardInterrupt, DatasetError)) as raised:
+            datasets.load("mnist", "test", download=True)
     assert len(calls) == 3
     assert file_names(synthetic) == []
     if raised.type is DatasetError:
         assert "could not be downloaded" in str(raised.value)
         assert "LGI_DATA" in str(raised.value)
-
-
-def test_a_connection_that_breaks_off_leaves_nothing(mirror, synthetic):
-    mirror.add("train-images-idx3-ubyte.gz")
-    with pytest.raises(DatasetError, match="could not be downloaded"):
-        datasets.load("mnist", "test", download=True)
-    assert file_names(synthetic) == []
-    mirror.clear()
     assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
