@@ -36,21 +36,26 @@ def test_shipped_files_are_small_and_hold_no_image():
             assert tensor.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", zoo.VAES)
-@pytest.mark.parametrize("std", ["rbf", "constant"])
-def test_shipped_decoder_is_ready_for_geometry(name, std):
-    vae = lgi.load_model(name, std=std)
-    z = lgi.load_codes(name).z[:10]
-    mean, deviation = vae.decoder(z)
-    assert mean.shape == deviation.shape == (10, 1, 28, 28)
-    assert (vae.decoder.latent_dim, vae.decoder.data_shape) == (2, (1, 28, 28))
-    assert not vae.training
-    assert not any(p.requires_grad for p in vae.parameters())
-    assert (deviation.std() < 1e-6) == (std == "constant")
-    unfused = zoo.restore_vae(
-        artifacts.load(artifacts.data_folder() / "models" / name, name=name), std=std, fused=False
-    )
-    torch.testing.assert_close(vae.decoder(z), unfused.decoder(z), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {"std": std}) for name in zoo.VAES for std in ("rbf", "constant")), ("gan", {})]
+)
+def test_shipped_decoder_is_ready_for_geometry(name, options):
+    restore, part = (zoo.restore_gan, "generator") if name == "gan" else (zoo.restore_vae, "decoder")
+    unfused = restore(artifacts.load(artifacts.data_folder() / "models" / name, name=name), fused=False, **options)
+    model, z = lgi.load_model(name, **options), lgi.load_codes(name).z[:20]
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    decoder = getattr(model, part)
+    assert (decoder.latent_dim, decoder.data_shape) == (2, (1, 28, 28))
+    output = decoder(z)
+    torch.testing.assert_close(output, getattr(unfused, part)(z), rtol=1e-5, atol=1e-6)
+    for tensor in output if options else (output,):
+        assert tensor.shape == (20, 1, 28, 28)
+    if options:
+        assert (output[1].std() < 1e-6) == (options["std"] == "constant")
+    metric = lgi.PullbackMetric(decoder)
+    assert metric.has_embedding(z)
+    assert (metric.eigh(z)[0][:, 0] > 0).all()
 
 
 @pytest.mark.parametrize("name", zoo.CODES)
@@ -77,20 +82,6 @@ def test_codes_are_those_of_the_model_asked_for(name):
     own = share.pop(name)
     assert own > 0.85
     assert all(value < 0.75 for value in share.values()), share
-
-
-def test_shipped_gan_is_ready_for_geometry():
-    gan = lgi.load_model("gan")
-    assert not gan.training
-    assert not any(p.requires_grad for p in gan.parameters())
-    assert (gan.generator.latent_dim, gan.generator.data_shape) == (2, (1, 28, 28))
-    z = lgi.load_codes("gan").z[:20]
-    assert gan.generator(z).shape == (20, 1, 28, 28)
-    metric = lgi.PullbackMetric(gan.generator)
-    assert metric.has_embedding(z)
-    assert (metric.eigh(z)[0][:, 0] > 0).all()
-    unfused = zoo.restore_gan(artifacts.load(artifacts.data_folder() / "models" / "gan", name="gan"), fused=False)
-    torch.testing.assert_close(gan.generator(z), unfused.generator(z), rtol=1e-5, atol=1e-6)
 
 
 def test_shipped_gan_generates_all_four_digits():
