@@ -91,30 +91,22 @@ def test_environment_names_the_folders(no_variables, monkeypatch):
     assert artifacts.runs_folder() == Path("/some/runs")
 
 
-def test_without_a_repository(no_variables, monkeypatch, tmp_path):
-    monkeypatch.setattr(artifacts, "repository_root", lambda: None)
-    monkeypatch.chdir(tmp_path)
-    assert artifacts.data_folder() == Path(artifacts.__file__).parent / "_shipped"
-    assert artifacts.cache_folder().name == "lgi"
-    assert artifacts.raw_data_folders() == [artifacts.cache_folder()]
-    assert artifacts.runs_folder() == tmp_path / "runs"
-
-
 @pytest.mark.parametrize("pyproject", [None, '[project]\nname = "other"\n', "[tool.x]\n", "not toml"])
-def test_installed_copy_knows_that_it_has_no_repository(pyproject, tmp_path):
+def test_installed_copy_knows_that_it_has_no_repository(pyproject, no_variables, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "lgi").mkdir()
     (tmp_path / "lgi" / "artifacts.py").write_bytes(Path(artifacts.__file__).read_bytes())
     if pyproject is not None:
         (tmp_path / "pyproject.toml").write_text(pyproject, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("installed", tmp_path / "lgi" / "artifacts.py")
     installed = importlib.util.module_from_spec(spec)
-    sys.modules["installed"] = installed
-    try:
-        spec.loader.exec_module(installed)
-        assert installed.repository_root() is None
-        assert installed.data_folder() == tmp_path / "lgi" / "_shipped"
-    finally:
-        del sys.modules["installed"]
+    monkeypatch.setitem(sys.modules, "installed", installed)
+    spec.loader.exec_module(installed)
+    assert installed.repository_root() is None
+    assert installed.data_folder() == tmp_path / "lgi" / "_shipped"
+    assert installed.cache_folder().name == "lgi"
+    assert installed.raw_data_folders() == [installed.cache_folder()]
+    assert installed.runs_folder() == tmp_path / "runs"
 
 
 # Hash --------------------------------------------------------------------------------

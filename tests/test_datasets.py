@@ -4,7 +4,8 @@ import gzip
 import hashlib
 import struct
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 
 import numpy as np
@@ -157,21 +158,10 @@ def mirror(synthetic, tmp_path, monkeypatch):
         (served / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
     resources = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in sorted(served.iterdir())]
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            file = served / self.path.removeprefix("/")
-            self.send_response(200)
-            self.send_header("Content-Length", str(file.stat().st_size))
-            self.end_headers()
-            self.wfile.write(file.read_bytes())
-
-        def log_message(self, *arguments):
-            pass
-
     monkeypatch.setenv("no_proxy", "*")
     for file in (synthetic / "MNIST" / "raw").iterdir():
         file.unlink()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served)) as server:
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         monkeypatch.setattr(MNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
