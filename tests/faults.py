@@ -553,7 +553,7 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "a mean that is too small where the generator is constant",
             "self.improvement[self.defined].double()",
             "self.improvement.double()",
-            ["test_algorithm1.py::test_lines_of_length_zero_are_left_out"],
+            ["test_samples_without_an_improvement_are_in_no_statistic"],
         ),
         (
             "study written over another",

@@ -18,7 +18,6 @@ from lgi import algorithm1
 from lgi.algorithm1 import main, worst_case_improvement
 from lgi.metric import PullbackMetric
 from lgi.solver import SolverSettings
-from lgi.studies import bootstrap_interval
 
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}
@@ -312,11 +311,7 @@ def test_lines_of_length_zero_are_left_out():
     assert 15 < undefined.sum() < 45
     assert (found.straight_length[undefined] == 0).all()
     assert found.improvement.isfinite().all()
-    x = found.improvement[found.defined].numpy()
-    assert found.mean == x.mean()
-    assert found.std == pytest.approx(x.std(ddof=1))
-    assert found.confidence_interval == bootstrap_interval(x)
-    assert found.quantiles[0.5] == pytest.approx(np.median(x))
+    assert found.mean == found.improvement[found.defined].mean()
     assert f"{undefined.sum()} left out" in str(found)
     flat = study(PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1), 3, latent_dim=2)
     with pytest.raises(ValueError, match="all 3 samples have length 0"):

@@ -13,6 +13,7 @@ import urllib.request
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from unittest.mock import Mock
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -180,11 +181,8 @@ def test_points_that_coincide_are_explained_and_the_start_stays(explorer):
 
 
 def test_a_failure_is_told_and_nothing_stays_stuck(explorer, names, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("no <finite> energy")
-
     with monkeypatch.context() as patch:
-        patch.setitem(names, "interpolate", fail)
+        patch.setitem(names, "interpolate", Mock(side_effect=RuntimeError("no <finite> energy")))
         click(explorer, *TWO_POINTS)
     assert "no <finite> energy" in explorer.say[-1][0]
     click(explorer, (2, 0.5))

@@ -75,11 +75,8 @@ def was_executed_once_from_top_to_bottom(notebook):
     assert counts == list(range(1, len(counts) + 1))
 
 
-def has_no_error(notebook):
+def has_no_error_and_no_warning(notebook):
     assert [output.ename for output in outputs(notebook) if output.output_type == "error"] == []
-
-
-def has_no_stderr(notebook):
     assert [output.text for output in outputs(notebook) if output.get("name") == "stderr"] == []
 
 
@@ -236,8 +233,8 @@ BAD = [
     (has_metadata_that_never_changes, lambda notebook: notebook.cells[1].metadata.update(execution={"iopub": "2024"})),
     (was_executed_once_from_top_to_bottom, set_cell(1, execution_count=None)),
     (was_executed_once_from_top_to_bottom, set_cell(16, execution_count=7)),
-    (has_no_error, add_output(output_type="error", ename="ValueError", evalue="", traceback=[])),
-    (has_no_stderr, add_output(output_type="stream", name="stderr", text="a warning")),
+    (has_no_error_and_no_warning, add_output(output_type="error", ename="ValueError", evalue="", traceback=[])),
+    (has_no_error_and_no_warning, add_output(output_type="stream", name="stderr", text="a warning")),
     (has_plain_outputs, add_display("application/vnd.jupyter.widget-view+json", {"model_id": "1"})),
     (has_plain_outputs, add_display("image/svg+xml")),
     (has_plain_outputs, add_output(output_type="stream", name="stdout", text=" 10%\r 20%")),

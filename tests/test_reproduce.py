@@ -35,14 +35,10 @@ def test_series_runs_in_order_and_ends_with_the_table(series, capsys):
     (series.folder / "unnumbered.ipynb").write_text("not run")
     assert series.run() == 0
     out, err = capsys.readouterr()
-    lines = [line.split() for line in out.splitlines()]
-    assert ["notebook", "seconds", "ok", "headline"] in lines
-    start = lines.index(["notebook", "seconds", "ok", "headline"])
-    assert lines[start + 1][0] == "01_a"
-    assert lines[start + 1][2:] == ["yes", "seed", "0,", "step", "0.1,", "sizes", "[1,", "2]"]
-    assert lines[start + 2][0] == "02_b"
-    assert lines[start + 2][2:] == ["yes", "-"]
-    assert float(lines[start + 1][1]) > 0.1
+    table = (
+        r"notebook +seconds +ok +headline\n01_a +[\d.]+ +yes +seed 0, step 0.1, sizes \[1, 2\]\n02_b +[\d.]+ +yes +-\n"
+    )
+    assert re.search(table, out)
     assert "FAILED" not in err
     summary = json.loads((series.default / "summary.json").read_text())
     assert (summary["run"], summary["params"], summary["ok"]) == ("default", None, True)

@@ -104,6 +104,19 @@ def test_interval_covers_the_mean():
     assert 0.85 < covered < 1
 
 
+def test_samples_without_an_improvement_are_in_no_statistic(quick_solver):
+    found = run(n=40)
+    defined = torch.arange(40) >= 10
+    names = ("straight_length", "improvement")
+    partly = replace(found, **{name: getattr(found, name).where(defined, 0.0) for name in names})
+    x = found.improvement[10:].numpy()
+    assert partly.mean == pytest.approx(x.mean())
+    assert partly.std == pytest.approx(x.std(ddof=1))
+    assert partly.confidence_interval == bootstrap_interval(x)
+    assert partly.quantiles[0.5] == pytest.approx(np.median(x))
+    assert "10 left out" in str(partly)
+
+
 def test_pandas_reads_a_study_in_one_line(tmp_path, quick_solver):
     found = run()
     found.save(tmp_path / "study")
