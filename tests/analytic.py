@@ -106,11 +106,6 @@ def sphere_distance(a: Tensor, b: Tensor) -> Tensor:
     return SPHERE_RADIUS * 2 * torch.atan2(_euclidean(x, y), torch.linalg.vector_norm(x + y, dim=-1))
 
 
-def sphere_line_length(z: Tensor, azimuth_change: float) -> Tensor:
-    """Length of the circle of latitude from ``z`` on."""
-    return SPHERE_RADIUS * z[..., 0].sin() * abs(azimuth_change)
-
-
 # ---- torus: z = (angle around the tube, angle around the axis) ----
 TORUS_RADIUS, TUBE_RADIUS = 2.0, 0.8
 

@@ -225,7 +225,7 @@ def test_a_download_of_something_else_is_refused(mirror, synthetic, monkeypatch)
 
 
 @pytest.mark.needs_mnist
-def test_real_mnist(mnist_folder):
+def test_real_mnist():
     parts = {split: datasets.load("mnist", split, digits=range(10)) for split in ("train", "validation", "test")}
     assert {split: len(data) for split, data in parts.items()} == {"train": 55000, "validation": 5000, "test": 10000}
     # Published counts of the digits 0 to 9 in the official training and test sets.
@@ -241,10 +241,10 @@ def test_real_mnist(mnist_folder):
 
 
 @pytest.mark.needs_mnist
-def test_real_mnist_equals_torchvisions(mnist_folder):
+def test_real_mnist_equals_torchvisions():
     from torchvision.datasets import MNIST
 
-    official = MNIST(mnist_folder, train=True)
+    official = MNIST(datasets.find_mnist(), train=True)
     data = datasets.load("mnist", "validation")
     assert set(data.label.tolist()) == {2, 4, 5, 7}
     assert torch.equal(official.targets[data.index], data.label)
