@@ -370,8 +370,8 @@ CHECKSUMS = """selector => {
 class Page:
     """The notebook in the browser: what a person sees and clicks."""
 
-    def __init__(self, page, pictures):
-        self.page, self.pictures = page, pictures
+    def __init__(self, page):
+        self.page = page
         self.canvas, self.lines = page.locator(CANVAS).first, page.locator(".widget-html-content")
 
     def told(self):
@@ -379,9 +379,6 @@ class Page:
 
     def picture(self):
         return self.page.evaluate(CHECKSUMS, CANVAS)
-
-    def screenshot(self, name):
-        self.page.screenshot(path=self.pictures / f"explore_{name}.png")
 
     def after(self, act):
         """Do something; seconds from the button down until words and picture have changed for the last time."""
@@ -407,7 +404,7 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(browser, lab, tmp_path_factory):
+def page(browser, lab):
     with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
         page.set_default_timeout(TIMEOUT)
         page.add_init_script(WATCH)
@@ -423,12 +420,11 @@ def page(browser, lab, tmp_path_factory):
         page.locator(CANVAS).first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)
         page.evaluate(WATCH_WORDS)
-        yield Page(page, Path(os.environ.get("LGI_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")))
+        yield Page(page)
 
 
 @pytest.mark.slow
 def test_in_jupyterlab(page):
-    page.screenshot("0_nothing")
     assert "where does the line start" in page.told()[0]
     empty = page.picture()
 
@@ -439,7 +435,6 @@ def test_in_jupyterlab(page):
     assert start[1] == empty[1], "images of a single point"
     page.click(0.22, 0.28)
     assert "same point" in page.told()[0]
-    page.screenshot("1_coincide")
 
     page.click(0.37, 0.34)
     hint, found = page.told()
@@ -449,15 +444,12 @@ def test_in_jupyterlab(page):
     pair = page.picture()
     assert pair[0] != start[0], "no curves were drawn"
     assert pair[1] != start[1], "no images were drawn"
-    page.screenshot("2_pair")
 
     page.choose("feature map", "class probabilities")
     assert page.told()[1] != found
-    page.screenshot("3_probabilities")
     page.choose("model", "gan")
     assert "where does the line start" in page.told()[0]
     page.press("random pair")
-    page.screenshot("4_gan")
     page.press("reset")
     assert "where does the line start" in page.told()[0]
     assert page.told()[1].strip() == ""
@@ -506,5 +498,4 @@ def test_an_update_takes_half_a_second(page):
             best[model, feature_map] = min(best[model, feature_map], median(quiet))
             took = f"{median(seconds):.2f} s, reference {median(references):.2f} s, if quiet {median(quiet):.2f} s"
             told.append(f"{model}, {feature_map}: {took}")
-    (page.pictures / "explore_seconds.txt").write_text("\n".join(told))
     assert max(best.values()) < BUDGET, told
