@@ -4,8 +4,7 @@ import gzip
 import hashlib
 import struct
 import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 
 import numpy as np
@@ -161,12 +160,29 @@ def mirror(synthetic, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     for file in (synthetic / "MNIST" / "raw").iterdir():
         file.unlink()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served)) as server:
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            file = served / self.path.removeprefix("/")
+            self.send_response(200)
+            self.send_header("Content-Length", str(file.stat().st_size))
+            self.end_headers()
+            content = file.read_bytes()
+            self.wfile.write(content[:100] if file.name in cut else content)
+
+        def log_message(self, *arguments):
+            pass
+
+    cut = set()
+    monkeypatch.setenv("no_proxy", "*")
+    for file in (synthetic / "MNIST" / "raw").iterdir():
+        file.unlink()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         monkeypatch.setattr(MNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield
+        yield cut
         server.shutdown()
         thread.join()
 
@@ -222,6 +238,15 @@ def test_a_download_of_something_else_is_refused(mirror, synthetic, monkeypatch)
 
 
 # The real data --------------------------------------------------------------------------------
+
+
+def test_a_connection_that_breaks_off_leaves_nothing(mirror, synthetic):
+    mirror.add("train-images-idx3-ubyte.gz")
+    with pytest.raises(DatasetError, match="could not be downloaded"):
+        datasets.load("mnist", "test", download=True)
+    assert file_names(synthetic) == []
+    mirror.clear()
+    assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
 @pytest.mark.needs_mnist

@@ -498,3 +498,17 @@ def test_sum_of_metrics(equation: str) -> None:
     else:
         with pytest.raises(TypeError, match="no embedding"):
             total.linearise(z)
+
+
+def test_isometry_of_the_output_changes_nothing() -> None:
+    decoder, z = Decoder().mean, randn(4, 2)
+    Q = torch.linalg.qr(randn(D, D, seed=3))[0]
+    rotated = PullbackMetric(lambda z: decoder(z).flatten(1) @ Q)
+    assert deviation(rotated.tensor(z), PullbackMetric(decoder).tensor(z)) <= 1e-13
+
+
+def test_change_of_coordinates() -> None:
+    """M transforms as A^T M(A z) A."""
+    decoder, z, A = Decoder().mean, randn(4, 2), randn(2, 2, seed=3)
+    changed = PullbackMetric(lambda z: decoder(z @ A.T)).tensor(z)
+    assert deviation(changed, A.T @ PullbackMetric(decoder).tensor(z @ A.T) @ A) <= 1e-13

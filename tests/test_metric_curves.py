@@ -93,6 +93,28 @@ def test_lengths_of_lines(
     assert relative(curve_length(surface_metric(name), curve), expected) <= 1e-10
 
 
+@settings(max_examples=40)
+@given(st.integers(0, 1000), st.floats(0.1, 10))
+def test_scaling_the_output_scales_the_length(seed: int, factor: float) -> None:
+    surface = SURFACE["torus"]
+    curve = random_splines(2, 6, surface, seed)
+    scaled = curve_length(PullbackMetric(lambda z: factor * surface.embed(z)), curve)
+    assert relative(scaled, factor * curve_length(PullbackMetric(surface.embed), curve)) <= 1e-12
+
+
+def test_length_does_not_depend_on_the_parametrisation() -> None:
+    metric, curve = surface_metric("paraboloid"), smooth_splines(1, 4, SURFACE["paraboloid"])
+
+    def slower(t: Tensor) -> Tensor:
+        # Bernstein's polynomials at t (1 + t) / 2, differentiable in t as the cached basis is not.
+        u = (t * (1 + t) / 2)[:, None]
+        weights = torch.cat([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u**2 * (1 - u), u**3], dim=1)
+        return weights @ curve.control_points[0]
+
+    assert relative(curve_length(metric, Analytic(slower)), curve_length(metric, curve)) <= 1e-8
+    assert curve_energy(metric, Analytic(slower)) != curve_energy(metric, curve)
+
+
 def test_half_plane_geodesic() -> None:
     """An explicit metric; the geodesic is a half circle around a point of the x axis."""
 

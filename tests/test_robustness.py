@@ -7,11 +7,11 @@ that says what to do, and leaves no damaged file.
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import DEFAULT, Mock
 
 import papermill.iorw
 import pytest
@@ -107,24 +107,49 @@ def test_read_only_repository(tmp_path):
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 
-def test_study_on_a_full_disk_goes_on_when_there_is_space(tmp_path, monkeypatch):
+@pytest.fixture
+def disk(monkeypatch):
+    """For pathlib alone: ``disk(n)`` lets n more bytes in, and the file that meets the end is cut off."""
+    real, left = Path.write_bytes, [sys.maxsize]
+
+    def write_bytes(path, content):
+        written = content[: left[0]]
+        left[0] -= len(written)
+        real(path, written)
+        if len(written) < len(content):
+            raise NO_SPACE
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: write_bytes(path, text.encode()))
+    return lambda n: left.__setitem__(0, n)
+
+
+def test_study_on_a_full_disk_goes_on_when_there_is_space(tmp_path, disk):
     metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
-    folder, quick = tmp_path / "study", SolverSettings(n_control=4, n_iterations=2)
 
     def run(folder):
+        quick = SolverSettings(n_control=4, n_iterations=2)
         options = {"settings": quick, "chunk_size": 4, "folder": folder, "progress": False}
         return lgi.worst_case_improvement(metric, 12, **options)
 
-    # At first there is space for no chunk, and each time that some is made, for one more.
-    for n_chunks, writes in ((0, [NO_SPACE]), (1, [DEFAULT, NO_SPACE]), (2, [DEFAULT, NO_SPACE])):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", Mock(wraps=os.replace, side_effect=writes))
-            with pytest.raises(artifacts.ArtifactError, match=r"cannot write .*No space left on device\. Free space"):
-                run(folder)
+    run(tmp_path / "whole")
+    folder, n_chunks = tmp_path / "study", []
+    # Chunks are about equally large: enough for one at a time, at first for none.
+    space = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*.safetensors")) // 2
+    disk(space // 4)
+    for _ in range(9):
+        try:
+            run(folder)
+            break
+        except artifacts.ArtifactError as error:
+            assert re.search(r"cannot write .*No space left on device\. Free space", str(error))  # noqa: PT017
         assert temporary_files(folder) == []
-        assert len([*folder.glob("lgi_study_chunks/*")]) == n_chunks
-        assert n_chunks == 0 or len(load_study(folder)) == 4 * n_chunks
-    found, whole = run(folder).columns, run(tmp_path / "whole").columns
+        n_chunks.append(len({path.stem for path in folder.glob("lgi_study_chunks/*")}))
+        if n_chunks[-1]:
+            assert len(load_study(folder)) == 4 * n_chunks[-1]
+        disk(space)
+    assert n_chunks == [0, 1, 2]
+    found, whole = load_study(folder).columns, load_study(tmp_path / "whole").columns
     assert all((column == whole[name]).all() for name, column in found.items())
     assert len(found["index"]) == 12
 
@@ -200,55 +225,89 @@ def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, err
 
 @pytest.mark.parametrize("error", [READ_ONLY, NO_SPACE, PermissionError(errno.EACCES, "Permission denied")])
 def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error):
+    def acquire(lock, *_, **__):
+        raise error
+
     series.write("01_a")
-    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", Mock(side_effect=error))
+    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", acquire)
     assert series.run() == 2
     assert f"reproduce: cannot write to {series.default}: {error.strerror}" in capsys.readouterr().err
 
 
 # --- training that is stopped ----------------------------------------------------------------------------------------
 
+STOPPED_TRAINING = """\
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from lgi import artifacts, recipes
+from lgi.training import TrainingSettings
+from lgi.models import Architecture
 
-def test_stopped_training_goes_on(tmp_path, monkeypatch):
-    """Stopped after two epochs, after a third, and when the result does not fit: it ends as if it had not been."""
-    architecture = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
-    settings = training.TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1)
-    recipe = recipes.Recipe(dataset="optdigits", digits=(2, 7), architecture=architecture, training=settings)
+recipe = recipes.Recipe(
+    dataset="optdigits",
+    digits=(2, 7),
+    architecture=Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu"),
+    training=TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1),
+)
+def train(**options):
+    return recipes.train_or_load("mine", recipe, device="cpu", **options)
+
+def stopped(epoch, stop):
+    # The child comes to the end of that epoch, or of training, and then stops.
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            train(on_record=lambda phase, step, n, record: phase == "vae" and step == epoch and stop())
+        except KeyboardInterrupt:
+            os._exit(130)
+        except artifacts.ArtifactError as error:
+            assert "No space left" in str(error), error
+            os._exit(2)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def full_disk():
     real = Path.write_bytes
-
-    def train(folder, last=None, stop=None):
-        def at_the_last(phase, step, *_):
-            if (phase, step) == ("vae", last):
-                stop()
-
-        monkeypatch.setenv("LGI_CACHE", str(tmp_path / folder))
-        return recipes.train_or_load("mine", recipe, device="cpu", on_record=at_the_last)
-
-    def history():
-        (file,) = (tmp_path / "stopped" / "checkpoints").glob("*.safetensors")
-        return artifacts.load(file.with_suffix(""), name="checkpoint").record["history"]
-
-    def no_space_for_the_result(path, content):
-        real(path, content[:100] if path.name.startswith(".mine-") else content)
+    def write_bytes(path, content):
         if path.name.startswith(".mine-"):
-            raise NO_SPACE
+            real(path, content[:100])
+            raise OSError(28, "No space left on device")
+        return real(path, content)
+    Path.write_bytes = write_bytes
 
-    whole = train("whole")
-    for last in (2, 3):
-        with pytest.raises(KeyboardInterrupt):
-            train("stopped", last, Mock(side_effect=KeyboardInterrupt))
-        assert len(history()) == last
-    first = history()
-    with monkeypatch.context() as patch, pytest.raises(artifacts.ArtifactError, match="No space left"):
-        train("stopped", 4, lambda: patch.setattr(Path, "write_bytes", no_space_for_the_result))
-    trained = history()
-    assert (len(trained), trained[:3]) == (4, first)
-    assert temporary_files(tmp_path) == []
-    found = train("stopped")
-    assert (found.source, found.record["history"]) == ("computed", trained)
-    assert found.tensors.keys() == whole.tensors.keys()
-    assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensors.items())
-    assert list((tmp_path / "stopped" / "checkpoints").iterdir()) == []
+def history():
+    (file,) = (artifacts.cache_folder() / "checkpoints").glob("*.safetensors")
+    return artifacts.load(file.with_suffix(""), name="checkpoint").record["history"]
+
+os.environ["LGI_CACHE"] = sys.argv[1]
+whole = train()
+os.environ["LGI_CACHE"] = sys.argv[2]
+assert stopped(2, lambda: os.kill(os.getpid(), signal.SIGKILL)) == -9
+first = history()
+assert len(first) == 2
+assert stopped(3, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+assert len(history()) == 3
+# The result does not fit: what was trained is not lost with it.
+assert stopped(4, full_disk) == 2
+trained = history()
+assert len(trained) == 4 and trained[:2] == first
+assert not list(artifacts.cache_folder().rglob("*.tmp"))
+found = train()
+assert found.source == "computed" and found.record["history"] == trained
+assert found.tensors.keys() == whole.tensors.keys()
+assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensors.items())
+assert not list((artifacts.cache_folder() / "checkpoints").iterdir())"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_stopped_training_goes_on(tmp_path):
+    command = [sys.executable, "-c", STOPPED_TRAINING, str(tmp_path / "whole"), str(tmp_path / "stopped")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -260,8 +319,11 @@ def test_stopped_training_goes_on(tmp_path, monkeypatch):
     ],
 )
 def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, error, status, message):
+    def stop(*_, **__):
+        raise error
+
     monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
-    monkeypatch.setattr(recipes, "train_or_load", Mock(side_effect=error))
+    monkeypatch.setattr(recipes, "train_or_load", stop)
     monkeypatch.setattr("sys.argv", ["lgi.recipes", "vae2"])
     with pytest.raises(SystemExit) as end:
         recipes.main()
@@ -289,25 +351,27 @@ def test_damaged_checkpoint_is_refused_and_training_begins_anew_without_it(tmp_p
 # --- damaged files that are shipped ----------------------------------------------------------------------------------
 
 
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "message"),
     [
-        pytest.param(lambda content: content[:-1000], id="cut"),
-        pytest.param(lambda content: b"", id="empty"),
-        pytest.param(lambda content: b"version https://git-lfs", id="pointer"),
-        pytest.param(lambda content: b"<<<<<<< HEAD\n" + content, id="merge conflict"),
-        pytest.param(lambda content: content.replace(b"seed", b"dees", 1), id="header edited"),
-        pytest.param(None, id="no file"),
+        (_cut, "truncated or was edited"),
+        (lambda path: path.write_bytes(b""), "truncated or was edited"),
+        (lambda path: path.write_bytes(b"version https://git-lfs"), "truncated or was edited"),
+        (lambda path: path.write_bytes(b"<<<<<<< HEAD\n" + path.read_bytes()), "truncated or was edited"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"seed", b"dees", 1)), "truncated or was edited"),
+        (Path.unlink, "is missing"),
     ],
+    ids=["cut", "empty", "pointer", "merge conflict", "header edited", "no file"],
 )
-def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, damage):
+def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, damage, message):
     shutil.copytree(artifacts.data_folder() / "models", tmp_path / "models")
     monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
     file = tmp_path / "models" / "vae2.safetensors"
-    content, message = file.read_bytes(), "truncated or was edited" if damage else "is missing"
-    file.unlink()
-    if damage:
-        file.write_bytes(damage(content))
+    damage(file)
     for call in (lgi.load_model, lgi.load_codes):
         with pytest.raises(artifacts.ArtifactError, match=message) as refusal:
             call("vae2")
