@@ -15,7 +15,7 @@ from torch import Tensor
 from lgi.metric import ExplicitMetric
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Surface:
     """A parametrised surface with known metric.
 
@@ -106,11 +106,6 @@ def sphere_distance(a: Tensor, b: Tensor) -> Tensor:
     return SPHERE_RADIUS * 2 * torch.atan2(_euclidean(x, y), torch.linalg.vector_norm(x + y, dim=-1))
 
 
-def sphere_line_length(z: Tensor, azimuth_change: float) -> Tensor:
-    """Length of the circle of latitude from ``z`` on."""
-    return SPHERE_RADIUS * z[..., 0].sin() * abs(azimuth_change)
-
-
 # ---- torus: z = (angle around the tube, angle around the axis) ----
 TORUS_RADIUS, TUBE_RADIUS = 2.0, 0.8
 
@@ -166,34 +161,13 @@ def swiss_roll_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 SURFACES = (
-    Surface(name="plane", embed=plane_embed, tensor=plane_tensor, low=(-2, -2), high=(2, 2), distance=_euclidean),
-    Surface(
-        name="cylinder",
-        embed=cylinder_embed,
-        tensor=cylinder_tensor,
-        low=(-1.5, -2),
-        high=(1.5, 2),
-        distance=cylinder_distance,
-    ),
+    Surface("plane", plane_embed, plane_tensor, (-2, -2), (2, 2), _euclidean),
+    Surface("cylinder", cylinder_embed, cylinder_tensor, (-1.5, -2), (1.5, 2), cylinder_distance),
     # Away from the poles and within half a turn, so that great circles stay in the chart.
-    Surface(
-        name="sphere",
-        embed=sphere_embed,
-        tensor=sphere_tensor,
-        low=(0.6, -1.2),
-        high=(2.5, 1.2),
-        distance=sphere_distance,
-    ),
-    Surface(name="torus", embed=torus_embed, tensor=torus_tensor, low=(-3, -3), high=(3, 3)),
-    Surface(name="paraboloid", embed=paraboloid_embed, tensor=paraboloid_tensor, low=(-1, -1), high=(1, 1)),
-    Surface(
-        name="swiss_roll",
-        embed=swiss_roll_embed,
-        tensor=swiss_roll_tensor,
-        low=(1.5, -2),
-        high=(9, 2),
-        distance=swiss_roll_distance,
-    ),
+    Surface("sphere", sphere_embed, sphere_tensor, (0.6, -1.2), (2.5, 1.2), sphere_distance),
+    Surface("torus", torus_embed, torus_tensor, (-3, -3), (3, 3)),
+    Surface("paraboloid", paraboloid_embed, paraboloid_tensor, (-1, -1), (1, 1)),
+    Surface("swiss_roll", swiss_roll_embed, swiss_roll_tensor, (1.5, -2), (9, 2), swiss_roll_distance),
 )
 SURFACE = {surface.name: surface for surface in SURFACES}
 

@@ -154,12 +154,3 @@ def same_random_state() -> Iterator[None]:
     random.setstate(before[0])
     np.random.set_state(before[1])  # noqa: NPY002
     torch.set_rng_state(before[2])
-
-
-@pytest.fixture
-def mnist_folder() -> Path:
-    """Folder that holds MNIST/raw; skips the test where there is none."""
-    folder = datasets.find_mnist()
-    if folder is None:
-        pytest.skip("no MNIST on disk (LGI_DATA or data/)")
-    return folder

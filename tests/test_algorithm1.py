@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import analytic
 import numpy as np
@@ -60,20 +61,13 @@ def test_mean_on_the_sphere_is_the_exact_one():
     # Along the circle of latitude, towards the meridian of the origin.
     torch.testing.assert_close(end[:, 0], start[:, 0])
     torch.testing.assert_close(end[:, 1], start[:, 1] - 1.2 * start[:, 1].sign())
-    straight = analytic.sphere_line_length(start, 1.2)
+    straight = 1.2 * analytic.SPHERE_RADIUS * start[:, 0].sin()
     exact = 1 - analytic.sphere_distance(start, end) / straight
     torch.testing.assert_close(found.straight_length, straight, rtol=1e-9, atol=0)
     assert abs(found.mean - exact.mean().item()) < 1e-5
     assert (found.improvement - exact).abs().max() < 1e-4
     assert found.mean > 0.005
     assert found.certified == 1
-
-
-def test_minimal_directions_on_the_sphere_are_meridians():
-    found = study(sphere(), direction="minimal", **DOUBLE)
-    assert torch.equal(found.end[:, 1], found.start[:, 1])
-    torch.testing.assert_close(found.straight_length, torch.full_like(found.length, 0.3 * analytic.SPHERE_RADIUS))
-    assert found.improvement.max() < 1e-9
 
 
 def test_half_plane_steps_towards_the_origin():
@@ -141,16 +135,9 @@ def test_a_sample_is_the_same_whatever_is_drawn_beside_it():
     assert not torch.equal(study(metric, 23, seed=1).start, whole.start)
 
 
-def test_same_seed_gives_the_same_bits():
-    first, second = (study(PullbackMetric(Decoder(dtype=torch.float32)), 40, chunk_size=7) for _ in range(2))
-    for name, column in first.columns.items():
-        assert np.array_equal(column, second.columns[name]), name
-    assert first.start.dtype == torch.float32
-    assert first.confidence_interval == second.confidence_interval
-
-
 def test_samples_do_not_depend_on_the_precision():
     coarse, fine = (study(PullbackMetric(Decoder(dtype=dtype)), 30) for dtype in (torch.float32, torch.float64))
+    assert (coarse.start.dtype, fine.start.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(coarse.end.double(), fine.end, rtol=0, atol=1e-4)
     assert abs(coarse.mean - fine.mean) < 1e-4
 
@@ -206,16 +193,6 @@ def test_memory_is_that_of_the_columns():
 
 
 # --- directions ------------------------------------------------------------------------------------------------------
-
-
-def test_ends_do_not_depend_on_the_signs_of_lapack():
-    class Flipped(PullbackMetric):
-        def eigh(self, z):
-            eigenvalues, eigenvectors = super().eigh(z)
-            return eigenvalues, -eigenvectors
-
-    decoder = Decoder()
-    assert torch.equal(study(Flipped(decoder)).end, study(PullbackMetric(decoder)).end)
 
 
 def test_eigenvectors_are_chosen_by_dimension():
@@ -418,20 +395,12 @@ def test_command_line_options_reach_the_study(tmp_path, capsys):
 
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    calls = 0
-    real = algorithm1.shorten
-
-    def interrupted(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(algorithm1, "shorten", interrupted)
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
-    with pytest.raises(SystemExit) as stop:
-        main([*options, "--out", str(tmp_path)])
+    interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT, KeyboardInterrupt])
+    with monkeypatch.context() as patch:
+        patch.setattr(algorithm1, "shorten", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            main([*options, "--out", str(tmp_path)])
     assert stop.value.code == 130
     assert "interrupted with 2 samples" in capsys.readouterr().err
     assert main([*options, "--out", str(tmp_path)]) == 0

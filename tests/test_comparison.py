@@ -142,22 +142,18 @@ def test_bad_comparisons():
     metric, (start, end) = PullbackMetric(Decoder()), pairs()
     same = end.clone()
     same[[3, 7]] = start[[3, 7]]
-    with pytest.raises(ValueError, match="model a: pairs 3, 7 have identical end points"):
-        compare_models(metric, metric, start, same, start, end)
-    with pytest.raises(ValueError, match="model b: pairs 3, 7 have identical end points"):
-        compare_models(metric, metric, start, end, start, same)
     flat = PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1)
-    with pytest.raises(ValueError, match=r"model b: pairs 0, 1, .* and 2 more have end points without a distance"):
-        compare_models(metric, flat, start, end, start, end, settings=QUICK)
-    with pytest.raises(ValueError, match=r"start_b as codes .* as start_a, got .* \(5, 2\)"):
-        compare_models(metric, metric, start, end, start[:5], end[:5])
-    with pytest.raises(ValueError, match="start_a as codes"):
-        compare_models(metric, metric, start[0], end[0], start[0], end[0])
-    with pytest.raises(ValueError, match="got a list"):
-        compare_models(metric, metric, start, end, start, end.tolist())
-    with pytest.raises(ValueError, match=r"model b: expected start and end of one shape"):
-        compare_models(metric, metric, start, end, start, end[:, :1])
-    with pytest.raises(ValueError, match="threshold"):
-        compare_models(metric, metric, start, end, start, end, -0.1)
+    for message, arguments in (
+        ("model a: pairs 3, 7 have identical end points", (metric, metric, start, same, start, end)),
+        ("model b: pairs 3, 7 have identical end points", (metric, metric, start, end, start, same)),
+        (r"model b: pairs 0, 1, .* and 2 more .* without a distance", (metric, flat, start, end, start, end)),
+        (r"start_b as codes .* as start_a, got .* \(5, 2\)", (metric, metric, start, end, start[:5], end[:5])),
+        ("start_a as codes", (metric, metric, start[0], end[0], start[0], end[0])),
+        ("got a list", (metric, metric, start, end, start, end.tolist())),
+        (r"model b: expected start and end of one shape", (metric, metric, start, end, start, end[:, :1])),
+        ("threshold", (metric, metric, start, end, start, end, -0.1)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare_models(*arguments, settings=QUICK)
     with pytest.raises(TypeError, match="expected a metric"):
         compare_models(Decoder(), metric, start, end, start, end)

@@ -13,6 +13,7 @@ import urllib.request
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from unittest.mock import Mock
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -59,48 +60,30 @@ def answers(names):
 # --- what is computed -------------------------------------------------------------------------------------------------
 
 
-def decoded(model, feature_map, z):
-    """What a metric measures, written out: (mean, std), or what the classifier makes of the mean."""
-    loaded = lgi.load_model(model)
-    parts = [loaded.generator(z)] if model == "gan" else list(loaded.decoder(z))
+def metric_of(model, feature_map):
+    """With a feature map, that of the mean."""
+    decoder = lgi.load_model("gan").generator if model == "gan" else lgi.load_model(model).decoder
     if feature_map == "none":
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
-    regression = lgi.load_model("logistic_regression")
-    logits = parts[0].flatten(1) @ regression.weight.T + regression.bias
-    return logits if feature_map == "logits" else logits.softmax(1)
+        return lgi.PullbackMetric(decoder)
+    classifier = lgi.load_model("logistic_regression", output=feature_map)
+    return lgi.PullbackMetric(decoder if model == "gan" else lambda z: decoder(z)[0], classifier)
 
 
-def test_lengths_are_those_of_the_decoded_curves(answers):
-    t = torch.linspace(0, 1, 2001)
+def test_curves_lead_from_start_to_end_and_have_the_length_that_is_said(answers):
     for (model, feature_map), answer in answers.items():
-        ends = lgi.load_codes(model).z[[368, 533]]
-        for curve, length in (
-            (lgi.CubicBSpline.line(*ends), answer.found.straight_length),
-            (answer.found.curve, answer.found.length),
+        ends, metric, found = lgi.load_codes(model).z[[368, 533]], metric_of(model, feature_map), answer.found
+        for name, curve, length in (
+            ("straight", lgi.CubicBSpline.line(*ends), found.straight_length),
+            ("shorter", found.curve, found.length),
         ):
-            by_hand = decoded(model, feature_map, curve(t)).double().diff(dim=0).norm(dim=1).sum()
             # Where probabilities jump, and iterations are few, a length is known less well.
-            assert abs(by_hand / length - 1) < (5e-2 if feature_map == "probabilities" else 1e-2), (model, feature_map)
-
-
-def test_shorter_is_never_longer_and_sometimes_shorter(answers):
-    improvements = [answer.found.improvement.item() for answer in answers.values()]
-    assert min(improvements) >= 0
-    assert answers["vae1", "none"].found.improvement > 0.1
-
-
-def test_points_lead_from_start_to_end(answers):
-    for (model, _), answer in answers.items():
-        ends = lgi.load_codes(model).z[[368, 533]]
-        for points in answer.points.values():
-            assert torch.allclose(points[[0, -1]], ends, atol=1e-5)
-
-
-def test_speed_adds_up_to_the_length(answers):
-    for answer in answers.values():
-        for name, length in (("straight", answer.found.straight_length), ("shorter", answer.found.length)):
+            within = 5e-2 if feature_map == "probabilities" else 1e-2
+            assert abs(lgi.curve_length(metric, curve, 2000) / length - 1) < within, (model, feature_map)
+            assert torch.allclose(answer.points[name][[0, -1]], ends, atol=1e-5)
             assert answer.speed[name].shape == (100,)
             assert 0.9 < answer.speed[name].mean() / length < 1.001
+        assert found.improvement >= 0
+    assert answers["vae1", "none"].found.improvement > 0.1
 
 
 def test_images_and_digits_are_those_on_the_way(answers):
@@ -124,11 +107,6 @@ def test_read_out_names_lengths_and_certificate(names, answers):
     assert "NOT CERTIFIED" in few
     assert "raise n_iterations" in few
     assert "· certified" in many
-
-
-def test_one_point_is_no_line(names):
-    with pytest.raises(ValueError, match="same point"):
-        names["interpolate"]("vae1", "none", (1.0, 2.0), (1.0, 2.0))
 
 
 # --- what clicks and choices do ---------------------------------------------------------------------------------------
@@ -203,11 +181,8 @@ def test_points_that_coincide_are_explained_and_the_start_stays(explorer):
 
 
 def test_a_failure_is_told_and_nothing_stays_stuck(explorer, names, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("no <finite> energy")
-
     with monkeypatch.context() as patch:
-        patch.setitem(names, "interpolate", fail)
+        patch.setitem(names, "interpolate", Mock(side_effect=RuntimeError("no <finite> energy")))
         click(explorer, *TWO_POINTS)
     assert "no <finite> energy" in explorer.say[-1][0]
     click(explorer, (2, 0.5))
@@ -395,8 +370,8 @@ CHECKSUMS = """selector => {
 class Page:
     """The notebook in the browser: what a person sees and clicks."""
 
-    def __init__(self, page, pictures):
-        self.page, self.pictures = page, pictures
+    def __init__(self, page):
+        self.page = page
         self.canvas, self.lines = page.locator(CANVAS).first, page.locator(".widget-html-content")
 
     def told(self):
@@ -404,9 +379,6 @@ class Page:
 
     def picture(self):
         return self.page.evaluate(CHECKSUMS, CANVAS)
-
-    def screenshot(self, name):
-        self.page.screenshot(path=self.pictures / f"explore_{name}.png")
 
     def after(self, act):
         """Do something; seconds from the button down until words and picture have changed for the last time."""
@@ -432,7 +404,7 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(browser, lab, tmp_path_factory):
+def page(browser, lab):
     with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
         page.set_default_timeout(TIMEOUT)
         page.add_init_script(WATCH)
@@ -448,12 +420,11 @@ def page(browser, lab, tmp_path_factory):
         page.locator(CANVAS).first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)
         page.evaluate(WATCH_WORDS)
-        yield Page(page, Path(os.environ.get("LGI_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")))
+        yield Page(page)
 
 
 @pytest.mark.slow
 def test_in_jupyterlab(page):
-    page.screenshot("0_nothing")
     assert "where does the line start" in page.told()[0]
     empty = page.picture()
 
@@ -464,7 +435,6 @@ def test_in_jupyterlab(page):
     assert start[1] == empty[1], "images of a single point"
     page.click(0.22, 0.28)
     assert "same point" in page.told()[0]
-    page.screenshot("1_coincide")
 
     page.click(0.37, 0.34)
     hint, found = page.told()
@@ -474,15 +444,12 @@ def test_in_jupyterlab(page):
     pair = page.picture()
     assert pair[0] != start[0], "no curves were drawn"
     assert pair[1] != start[1], "no images were drawn"
-    page.screenshot("2_pair")
 
     page.choose("feature map", "class probabilities")
     assert page.told()[1] != found
-    page.screenshot("3_probabilities")
     page.choose("model", "gan")
     assert "where does the line start" in page.told()[0]
     page.press("random pair")
-    page.screenshot("4_gan")
     page.press("reset")
     assert "where does the line start" in page.told()[0]
     assert page.told()[1].strip() == ""
@@ -531,5 +498,4 @@ def test_an_update_takes_half_a_second(page):
             best[model, feature_map] = min(best[model, feature_map], median(quiet))
             took = f"{median(seconds):.2f} s, reference {median(references):.2f} s, if quiet {median(quiet):.2f} s"
             told.append(f"{model}, {feature_map}: {took}")
-    (page.pictures / "explore_seconds.txt").write_text("\n".join(told))
     assert max(best.values()) < BUDGET, told

@@ -3,7 +3,6 @@
 import ast
 import configparser
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -15,16 +14,13 @@ import nbformat
 import papermill
 import pytest
 import recorded
+import reproduce
 import smoke
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 COMMITTED = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-
-specification = importlib.util.spec_from_file_location("reproduce", NOTEBOOKS / "reproduce.py")
-reproduce = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(reproduce)
 
 OUTPUT_TYPES = {"text/plain", "text/html", "text/markdown", "text/latex", "image/png"}
 # "exact": nbval compares text, as every processor prints these numbers so (a closed form, a count, what was recorded);
@@ -79,11 +75,8 @@ def was_executed_once_from_top_to_bottom(notebook):
     assert counts == list(range(1, len(counts) + 1))
 
 
-def has_no_error(notebook):
+def has_no_error_and_no_warning(notebook):
     assert [output.ename for output in outputs(notebook) if output.output_type == "error"] == []
-
-
-def has_no_stderr(notebook):
     assert [output.text for output in outputs(notebook) if output.get("name") == "stderr"] == []
 
 
@@ -153,16 +146,15 @@ def begins_with_its_title(notebook):
     assert re.match(r"# \S", notebook.cells[0].source)
 
 
+def assertions(cells):
+    """Asserts in code cells; none is a constant, or the tuple that parentheses around it and its message make."""
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
+    assert [ast.unparse(node) for node in nodes if isinstance(node.test, ast.Constant | ast.Tuple)] == []
+    return nodes
+
+
 def checks_itself(notebook):
-    asserts = [
-        node
-        for cell in tagged(notebook, "checks")
-        for node in ast.walk(ast.parse(cell.source))
-        if isinstance(node, ast.Assert)
-    ]
-    assert asserts, "no assert in a cell tagged checks"
-    # A constant, or the tuple that parentheses around assertion and message make, never fails.
-    assert [ast.unparse(node) for node in asserts if isinstance(node.test, ast.Constant | ast.Tuple)] == []
+    assert assertions(tagged(notebook, "checks")), "no assert in a cell tagged checks"
 
 
 def has_the_closing_sections(notebook):
@@ -177,74 +169,6 @@ def is_small(notebook):
 
 def has_known_tags(notebook):
     assert {tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])} <= TAGS
-
-
-CHECKS = [
-    is_valid,
-    has_the_common_kernel,
-    has_metadata_that_never_changes,
-    was_executed_once_from_top_to_bottom,
-    has_no_error,
-    has_no_stderr,
-    has_plain_outputs,
-    names_no_place_of_this_machine,
-    prints_no_memory_address,
-    says_how_its_numbers_are_compared,
-    has_parameters_that_papermill_reads,
-    has_the_size_of_a_chapter,
-    has_short_code_cells,
-    has_no_empty_cell,
-    has_unique_ids,
-    begins_with_its_title,
-    checks_itself,
-    has_the_closing_sections,
-    is_small,
-    has_known_tags,
-]
-
-
-# --- the committed notebooks -----------------------------------------------------------------------------------------
-
-
-def test_series_is_numbered_without_a_gap():
-    assert COMMITTED
-    assert [path.name[:2] for path in COMMITTED] == [f"{i:02d}" for i in range(1, len(COMMITTED) + 1)]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_notebook(path, check):
-    check(nbformat.read(path, nbformat.NO_CONVERT))
-
-
-@pytest.mark.parametrize("command", [["format", "--check"], ["check"]], ids=" ".join)
-def test_notebooks_are_formatted(command):
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", *command, "--no-cache", str(NOTEBOOKS)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_every_variant_fits_its_notebook(path):
-    variants = [file.stem.split("_", 1)[1] for file in sorted((NOTEBOOKS / "params").glob(f"{path.name[:2]}_*.yaml"))]
-    assert "smoke" in variants
-    for variant in variants:
-        assert reproduce.plan([path], variant, {}, variant)[0][1]["run"] == variant
-
-
-@pytest.mark.slow
-def test_smoke_run_of_the_series(tmp_path):
-    command = [sys.executable, str(NOTEBOOKS / "reproduce.py"), "--params", "smoke"]
-    environment = {**os.environ, "LGI_RUNS": str(tmp_path / "runs")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
-    assert [record["notebook"] for record in summary["notebooks"]] == [path.stem for path in COMMITTED]
-    assert all(record["headline"] for record in summary["notebooks"])
-    found = smoke.differences(smoke.results_of(tmp_path / "runs" / "smoke"))
-    assert not found, "\n".join([*found, smoke.REMEDY])
 
 
 # --- each check fails on a bad notebook ------------------------------------------------------------------------------
@@ -309,8 +233,8 @@ BAD = [
     (has_metadata_that_never_changes, lambda notebook: notebook.cells[1].metadata.update(execution={"iopub": "2024"})),
     (was_executed_once_from_top_to_bottom, set_cell(1, execution_count=None)),
     (was_executed_once_from_top_to_bottom, set_cell(16, execution_count=7)),
-    (has_no_error, add_output(output_type="error", ename="ValueError", evalue="", traceback=[])),
-    (has_no_stderr, add_output(output_type="stream", name="stderr", text="a warning")),
+    (has_no_error_and_no_warning, add_output(output_type="error", ename="ValueError", evalue="", traceback=[])),
+    (has_no_error_and_no_warning, add_output(output_type="stream", name="stderr", text="a warning")),
     (has_plain_outputs, add_display("application/vnd.jupyter.widget-view+json", {"model_id": "1"})),
     (has_plain_outputs, add_display("image/svg+xml")),
     (has_plain_outputs, add_output(output_type="stream", name="stdout", text=" 10%\r 20%")),
@@ -337,15 +261,9 @@ BAD = [
     (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: Seed = 0  # of the draws")),
     (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"default"', '"mine"'))),
     (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"auto"', '"cuda"'))),
-    (
-        has_parameters_that_papermill_reads,
-        set_parameters("\n".join([PARAMETERS, *(f"p{i}: int = 0  # help" for i in range(10))])),
-    ),
+    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\np: int = 0  # help" * 10)),
     (has_the_size_of_a_chapter, lambda notebook: notebook.cells.pop(2)),
-    (
-        has_the_size_of_a_chapter,
-        lambda notebook: notebook.cells.extend([new_markdown_cell("more") for _ in range(16)]),
-    ),
+    (has_the_size_of_a_chapter, lambda notebook: notebook.cells.extend(16 * [new_markdown_cell("more")])),
     (has_short_code_cells, set_cell(16, source="x = 3\n" * 26)),
     (has_no_empty_cell, set_cell(16, source=" \n")),
     (has_unique_ids, lambda notebook: notebook.cells[3].update(id=notebook.cells[2].id)),
@@ -361,6 +279,8 @@ BAD = [
     (has_known_tags, set_cell(16, metadata=nbformat.from_dict({"tags": ["raises-exception"]}))),
     (has_known_tags, set_cell(16, metadata=nbformat.from_dict({"tags": ["nbval-ignore-outputs"]}))),
 ]
+# Each check has a bad notebook.
+CHECKS = list(dict.fromkeys(check for check, _ in BAD))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -378,10 +298,6 @@ def test_bad_notebook_is_found(check, spoil):
         check(notebook)
 
 
-def test_every_check_has_a_bad_notebook():
-    assert {check for check, _ in BAD} == set(CHECKS)
-
-
 def test_nbval_takes_out_only_what_it_should():
     configuration = configparser.ConfigParser()
     configuration.read(ROOT / "tests" / "nbval.cfg")
@@ -391,3 +307,38 @@ def test_nbval_takes_out_only_what_it_should():
     for section in configuration.sections():
         text = re.sub(configuration[section]["regex"], configuration[section]["replace"], text)
     assert text == "<object at ADDRESS>, L = 1.23, 0x10"
+
+
+# --- the committed notebooks -----------------------------------------------------------------------------------------
+
+
+def test_series_is_numbered_without_a_gap():
+    assert COMMITTED
+    assert [path.name[:2] for path in COMMITTED] == [f"{i:02d}" for i in range(1, len(COMMITTED) + 1)]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_notebook(path, check):
+    check(nbformat.read(path, nbformat.NO_CONVERT))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_every_variant_fits_its_notebook(path):
+    variants = [file.stem.split("_", 1)[1] for file in sorted((NOTEBOOKS / "params").glob(f"{path.name[:2]}_*.yaml"))]
+    assert "smoke" in variants
+    for variant in variants:
+        assert reproduce.plan([path], variant, {}, variant)[0][1]["run"] == variant
+
+
+@pytest.mark.slow
+def test_smoke_run_of_the_series(tmp_path):
+    command = [sys.executable, str(NOTEBOOKS / "reproduce.py"), "--params", "smoke"]
+    environment = {**os.environ, "LGI_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "runs" / "smoke" / "summary.json").read_text())
+    assert [record["notebook"] for record in summary["notebooks"]] == [path.stem for path in COMMITTED]
+    assert all(record["headline"] for record in summary["notebooks"])
+    found = smoke.differences(smoke.results_of(tmp_path / "runs" / "smoke"))
+    assert not found, "\n".join([*found, smoke.REMEDY])

@@ -7,15 +7,7 @@ import torch
 from test_training import QUICK, QUICK_GAN, TINY
 
 from lgi import artifacts, datasets, recipes
-from lgi.recipes import (
-    GAN_RECIPES,
-    RECIPES,
-    GANRecipe,
-    Recipe,
-    fit_or_load_logistic_regression,
-    main,
-    train_or_load,
-)
+from lgi.recipes import GAN_RECIPES, RECIPES, GANRecipe, Recipe, fit_or_load_logistic_regression, main, train_or_load
 from lgi.training import distance_to_generated, evaluate
 from lgi.zoo import restore_codes, restore_gan, restore_logistic_regression, restore_vae
 
@@ -25,27 +17,35 @@ def test_unknown_recipe():
         train_or_load("vae3")
 
 
-def test_train_or_load_trains_once_and_restores(tmp_path, monkeypatch):
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """``trained(name, recipe)``: the artefact, what was reported, and the test set; trained once, then read."""
     monkeypatch.setenv("LGI_CACHE", str(tmp_path))
-    recipe = Recipe(dataset="optdigits", architecture=TINY, training=QUICK)
-    seen = []
-    artifact = train_or_load("vae1", recipe, device="cpu", on_record=lambda *record: seen.append(record))
-    assert artifact.source == "computed"
-    assert [s[0] for s in seen] == ["vae"] * 3 + ["rbf"] * 12
-    assert train_or_load("vae1", recipe, device="cpu").source == "cache"
-    assert not list((tmp_path / "checkpoints").iterdir())
-    result = artifact.record["evaluation"]
-    assert result["rbf_elbo"] > result["constant_elbo"]
 
-    codes, test = restore_codes(artifact), datasets.load("optdigits", "test")
-    assert torch.equal(codes.label, test.label)
+    def train(name, recipe):
+        seen, test = [], datasets.load("optdigits", "test")
+        artifact = train_or_load(name, recipe, device="cpu", on_record=lambda *record: seen.append(record))
+        assert artifact.source == "computed"
+        assert train_or_load(name, recipe, device="cpu").source == "cache"
+        assert not list((tmp_path / "checkpoints").iterdir())
+        assert torch.equal(restore_codes(artifact).label, test.label)
+        return artifact, seen, test
+
+    return train
+
+
+def test_train_or_load_trains_once_and_restores(trained):
+    artifact, seen, test = trained("vae1", Recipe(dataset="optdigits", architecture=TINY, training=QUICK))
+    assert [s[0] for s in seen] == ["vae"] * 3 + ["rbf"] * 12
+    result, codes = artifact.record["evaluation"], restore_codes(artifact)
+    assert result["rbf_elbo"] > result["constant_elbo"]
     vae = restore_vae(artifact, fused=False)
     torch.testing.assert_close(vae.encoder(test.images)[0], codes.z, rtol=1e-5, atol=1e-5)
     fused = restore_vae(artifact)
     torch.testing.assert_close(fused.decoder(codes.z), vae.decoder(codes.z), rtol=1e-5, atol=1e-6)
     constant = restore_vae(artifact, std="constant").decoder(codes.z)[1]
     torch.testing.assert_close(constant, torch.full_like(constant, artifact.record["history"][-1]["std"]))
-    again = evaluate(restore_vae(artifact), test.images, n_samples=10).means("rbf_")
+    again = evaluate(fused, test.images, n_samples=10).means("rbf_")
     assert again["rbf_elbo"] == pytest.approx(result["rbf_elbo"], rel=1e-5)
 
 
@@ -73,18 +73,10 @@ def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
     assert artifact.record["test_accuracy"] > 0.9
 
 
-def test_train_or_load_of_a_gan(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
-    recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=QUICK_GAN)
-    seen = []
-    artifact = train_or_load("gan", recipe, device="cpu", on_record=lambda *record: seen.append(record))
-    assert artifact.source == "computed"
+def test_train_or_load_of_a_gan(trained):
+    artifact, seen, test = trained("gan", GANRecipe(dataset="optdigits", architecture=TINY, training=QUICK_GAN))
     assert [s[:3] for s in seen] == [("gan", i, 3) for i in (1, 2, 3)]
-    assert train_or_load("gan", recipe, device="cpu").source == "cache"
-    assert not list((tmp_path / "checkpoints").iterdir())
-
-    codes, test = restore_codes(artifact), datasets.load("optdigits", "test")
-    assert torch.equal(codes.label, test.label)
+    codes = restore_codes(artifact)
     gan = restore_gan(artifact)
     torch.testing.assert_close(gan.generator(codes.z), restore_gan(artifact, fused=False).generator(codes.z))
     error = (gan.generator(codes.z) - test.images).square().mean((1, 2, 3)).sqrt()

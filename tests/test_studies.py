@@ -1,10 +1,12 @@
 """Studies on disk: statistics, files, interruptions of any kind, shards."""
 
+import itertools
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas
@@ -145,10 +147,14 @@ def test_nothing_to_load(tmp_path, quick_solver):
         load_study(tmp_path)
     with pytest.raises(ValueError, match=r"no study .*nowhere"):
         load_study(tmp_path / "nowhere")
-    run(tmp_path)
-    (tmp_path / CHUNKS / "000003.safetensors").write_bytes(b"cut")
-    with pytest.raises(artifacts.ArtifactError, match=r"000003\.safetensors is truncated or was edited"):
-        load_study(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load_study, run], ids=["load", "go on"])
+def test_damaged_chunk_is_refused(tmp_path, quick_solver, read):
+    unfinished(tmp_path)
+    (tmp_path / CHUNKS / "000001.safetensors").write_bytes(b"cut")
+    with pytest.raises(artifacts.ArtifactError, match=r"000001\.safetensors is truncated or was edited"):
+        read(tmp_path)
 
 
 # --- interruptions ---------------------------------------------------------------------------------------------------
@@ -171,20 +177,29 @@ def test_finished_study_is_read_not_computed(tmp_path, quick_solver, monkeypatch
     assert contents(tmp_path) == before
 
 
-def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
-    real, calls = algorithm1.shorten, []
+@pytest.fixture
+def at_call(quick_solver, monkeypatch):
+    """``at_call(n, act)``: before the n-th chunk is computed, something happens."""
 
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
+    def set_up(n, act):
+        real, calls = algorithm1.shorten, itertools.count(1)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(algorithm1, "shorten", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path)
-    partial, whole = load_study(tmp_path), run()
+        def shorten(*arguments):
+            if next(calls) == n:
+                act()
+            return real(*arguments)
+
+        monkeypatch.setattr(algorithm1, "shorten", shorten)
+
+    return set_up
+
+
+def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
+    whole = run()
+    at_call(3, Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    partial = load_study(tmp_path)
     assert not partial.complete
     assert (len(partial), partial.n_samples) == (20, 50)
     assert "20 of 50 samples" in str(partial)
@@ -195,100 +210,51 @@ def test_interrupt_leaves_a_usable_study(tmp_path, quick_solver, monkeypatch):
     assert load_study(tmp_path).complete
 
 
-class Killed(BaseException):
-    """Ends a run at once."""
-
-
-@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
-def test_a_run_killed_at_any_write_ends_the_same(tmp_path, quick_solver, monkeypatch, done):
-    whole = tmp_path / "whole"
-    run(whole, 30)
-    expected, real, moment = samples_in(whole), artifacts.os.replace, -1
-    survived = False
-    while not survived:
-        moment += 1
-        left, folder = [moment], tmp_path / f"{moment}"
-
-        def replacing(*arguments, left=left):
-            left[0] -= 1
-            if left[0] >= 0:
-                return real(*arguments)
-            if done:
-                real(*arguments)
-            raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(artifacts.os, "replace", replacing)
-            try:
-                run(folder, 30)
-                survived = True
-            except Killed:
-                pass
-        run(folder, 30)
-        assert samples_in(folder) == expected, moment
-        assert len(contents(folder)) == len(expected)
-    # Three chunks.
-    assert moment == 3
-
-
+# Forked processes kill themselves at their n-th write, before or after the file has moved into place.
 SIGKILL = """
-import os, random, shutil, signal, sys, time
-from pathlib import Path
-import scipy.stats  # imported once, here
+import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from lgi.solver import SolverSettings
-from lgi.algorithm1 import worst_case_improvement
-from lgi.metric import PullbackMetric
+from lgi import PullbackMetric, SolverSettings, worst_case_improvement
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
-quick = SolverSettings(n_control=4, n_iterations=3)
-def forked(folder):
+real, settings = os.replace, SolverSettings(n_control=4, n_iterations=3)
+def run(folder, left=0, moved=False):
+    def replace(*arguments):
+        nonlocal left
+        left -= 1
+        if left or moved:
+            real(*arguments)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
     child = os.fork()
     if not child:
-        worst_case_improvement(metric, 120, settings=quick, chunk_size=8, folder=folder, progress=False)
+        os.replace = replace
+        worst_case_improvement(metric, 24, settings=settings, chunk_size=8, folder=folder, progress=False)
         os._exit(0)
-    return child
-worst_case_improvement(metric, 8, settings=quick, progress=False)
-begin = time.monotonic()
-assert os.waitpid(forked(sys.argv[1]), 0)[1] == 0
-chunk = (time.monotonic() - begin) / 15
-killed = Path(sys.argv[2])
-def n_chunks():
-    try:
-        return sum(name.endswith(".safetensors") for name in os.listdir(killed / "lgi_study_chunks"))
-    except FileNotFoundError:
-        return 0
-moments = random.Random(0)
-goals = [0, 2, 5, 8, 11]
-while goals:
-    child, ended, status = forked(killed), 0, 0
-    while not ended and n_chunks() < goals[0]:
-        time.sleep(0.001)
-        ended, status = os.waitpid(child, os.WNOHANG)
-    if not ended:
-        time.sleep(moments.uniform(0, chunk))
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    if n_chunks() == 15:
-        # On a busy machine, this process may wake when there is nothing left to kill.
-        shutil.rmtree(killed)
-    else:
-        assert status == signal.SIGKILL
-        del goals[0]
-assert os.waitpid(forked(killed), 0)[1] == 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert run("whole") == 0
+for moved in (False, True):
+    for write in (1, 2, 3):
+        assert run(f"{moved} {write}", write, moved) == -signal.SIGKILL
+        assert run(f"{moved} {write}") == 0
+    # Three chunks are three writes; and a run that is killed time and again.
+    assert run(f"{moved} 4", 4, moved) == 0
+    assert [run(f"again {moved}", 1, moved) for _ in range(4)] == [-9, -9, -9, 0] if moved else [-9] * 4
+    assert run(f"again {moved}") == 0
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_kill_minus_nine(tmp_path):
-    command = [sys.executable, "-c", SIGKILL, tmp_path / "whole", tmp_path / "killed"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def test_a_run_killed_at_any_write_ends_the_same(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", SIGKILL]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     whole = samples_in(tmp_path / "whole")
-    assert len(whole) == 15
-    assert samples_in(tmp_path / "killed") == whole
+    assert len(whole) == 3
+    assert len([*tmp_path.iterdir()]) == 11
+    for folder in tmp_path.iterdir():
+        assert samples_in(folder) == whole, folder
 
 
 # --- another study in the folder -------------------------------------------------------------------------------------
@@ -313,10 +279,7 @@ def test_kill_minus_nine(tmp_path):
 )  # fmt: skip
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_study_is_refused(tmp_path, quick_solver, options, message, finished):
-    if finished:
-        run(tmp_path)
-    else:
-        unfinished(tmp_path)
+    (run if finished else unfinished)(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=message) as refusal:
         run(tmp_path, **options)
@@ -346,23 +309,18 @@ def unfinished(folder, **options):
         path.unlink()
 
 
-def test_rounding_of_another_machine_is_the_same_study(tmp_path, quick_solver):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metric": PullbackMetric(Generator(1 + 1e-7))},
+        {"settings": SolverSettings(chunk_size=3, progress=False), "progress": True},
+    ],
+    ids=["rounding of another machine", "what changes no result"],
+)
+def test_what_is_the_same_study(tmp_path, quick_solver, options):
     unfinished(tmp_path)
-    run(tmp_path, metric=PullbackMetric(Generator(1 + 1e-7)))
+    run(tmp_path, **options)
     same(load_study(tmp_path), run())
-
-
-def test_what_changes_no_result_may_change(tmp_path, quick_solver):
-    unfinished(tmp_path)
-    run(tmp_path, settings=SolverSettings(chunk_size=3, progress=False), progress=True)
-    same(load_study(tmp_path), run())
-
-
-def test_damaged_chunk_is_refused(tmp_path, quick_solver):
-    unfinished(tmp_path)
-    (tmp_path / CHUNKS / "000001.safetensors").write_bytes(b"cut")
-    with pytest.raises(artifacts.ArtifactError, match=r"000001.safetensors is truncated"):
-        run(tmp_path)
 
 
 def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
@@ -378,34 +336,21 @@ def test_foreign_files_survive_and_are_ignored(tmp_path, quick_solver):
     assert all(file.read_text() == "{}" for file in foreign)
 
 
-def test_shards_share_a_folder(tmp_path, quick_solver, monkeypatch):
-    real, calls = algorithm1.shorten, []
+def test_shards_share_a_folder(tmp_path, at_call):
+    def second_shard():
+        # While the first shard computes its second chunk; from another machine.
+        found = run(tmp_path, shard=(2, 2), metric=PullbackMetric(Generator(1 + 1e-7)))
+        assert (len(found), found.complete) == (40, False)
 
-    def with_company(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            # While the first shard computes its second chunk; from another machine.
-            found = run(tmp_path, shard=(2, 2), metric=PullbackMetric(Generator(1 + 1e-7)))
-            assert (len(found), found.complete) == (40, False)
-        return real(*arguments)
-
-    monkeypatch.setattr(algorithm1, "shorten", with_company)
+    at_call(2, second_shard)
     same(run(tmp_path, shard=(1, 2)), load_study(tmp_path))
     assert load_study(tmp_path).complete
     assert load_study(tmp_path).index.tolist() == list(range(50))
 
 
-def test_two_studies_at_once_in_one_folder(tmp_path, quick_solver, monkeypatch):
+def test_two_studies_at_once_in_one_folder(tmp_path, at_call):
     """Who writes a chunk first wins."""
-    real, calls = algorithm1.shorten, []
-
-    def with_company(*arguments):
-        calls.append(1)
-        if len(calls) == 1:
-            run(tmp_path, seed=1)
-        return real(*arguments)
-
-    monkeypatch.setattr(algorithm1, "shorten", with_company)
+    at_call(1, lambda: run(tmp_path, seed=1))
     with pytest.raises(ValueError, match="another study: seed is 1, not 0"):
         run(tmp_path)
     same(load_study(tmp_path), run(seed=1))
