@@ -23,10 +23,8 @@ THREADS ?= 1
 SEED ?=
 # Tests can compute as other processors do, with other vector instructions, hence other rounding and another order of
 # summation: these are torch's, oneDNN's and MKL's own environment variables, native is this processor as it is.
-# `make test` draws one each time of those that all of it has been watched to pass as, because a number that only one
-# processor prints so is no result.
-DRAWN := native ATEN_CPU_CAPABILITY=avx2
-PROCESSORS := $(DRAWN) MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+# `make test` draws one of them each time, because a number that only one processor prints so is no result.
+PROCESSORS := native ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 PROCESSOR ?=
 $(if $(filter-out $(PROCESSORS),$(PROCESSOR)),$(error PROCESSOR=$(PROCESSOR) is none of $(PROCESSORS)))
 TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
@@ -77,7 +75,7 @@ reproduce: $(STAMP) ## run the series of notebooks into runs/ and draw figures/
 # All parts run, whatever fails, and at the end those that failed are named.
 .PHONY: test
 test: $(STAMP) ## every check: lint, types, tests, a smoke run of the series, nbval
-	@trap 'exit 130' INT; set -- $(DRAWN); processor=$${PROCESSOR:-$${@:1+RANDOM%$$#:1}}; failed=; \
+	@trap 'exit 130' INT; set -- $(PROCESSORS); processor=$${PROCESSOR:-$${@:1+RANDOM%$$#:1}}; failed=; \
 	echo "make test: computing as processor $$processor; again so: make test PROCESSOR=$$processor"; \
 	for part in lint unit nbval; do $(MAKE) --no-print-directory PROCESSOR=$$processor $$part || failed+=" $$part"; done; \
 	if [ -n "$$failed" ]; then echo "make test: FAILED:$$failed (as processor $$processor); see above" >&2; exit 1; fi; \
