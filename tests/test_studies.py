@@ -213,8 +213,7 @@ def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
 # Forked processes kill themselves at their n-th write, before or after the file has moved into place; three chunks are
 # three writes. And a run that is killed time and again.
 SIGKILL = """
-import os, signal, sys
-import torch
+import os, signal, torch
 torch.set_num_threads(1)
 from lgi import PullbackMetric, SolverSettings, worst_case_improvement
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
