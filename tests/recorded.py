@@ -122,11 +122,12 @@ CELLS = (
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
 
-# Not compared: what depends on the files of the machine; and residuals of curves that are not certified, seen four
-# times as large on another processor. By notebook and cell.
+# Not compared: what depends on the files of the machine; and residuals of curves that are not certified (of the
+# GAN's every eighth is not), seen four times as large on another processor. By notebook and cell.
 CELLS_NOT_COMPARED = (
     "03_solutions/s07-*/probabilities* | median residual",
     "03_solutions/s11-*/0.* | median residual",
+    "05_two*/c29-*/GAN | 90 %*",
     "01_train_vaes/c10-*",
     "01_train_vaes/c27-*",
     "01_train_vaes/c31-*",
