@@ -94,13 +94,14 @@ lint: $(STAMP) ## style and types
 
 # In random order, files and the tests in them, so that none relies on what ran before it; xdist would else sort the
 # files by their number of tests. Both calls, also when the first fails; trap: but not when somebody stops it.
+# Tests that measure seconds run alone, with one thread, on this processor as it is: no other is that slow.
 .PHONY: unit
 unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED=number: in that order again)
 	@trap 'exit 130' INT; seed=$(or $(SEED),$$RANDOM); failed=; \
 	again="make unit SEED=$$seed PROCESSOR=$(or $(PROCESSOR),native) THREADS=$(THREADS)"; echo "order of the tests: $$again"; \
-	tests="$(TESTING) $(BIN)/python -m pytest --random-order-bucket=module --random-order-seed=$$seed"; \
-	$$tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests || failed+=" side by side,"; \
-	$$tests -m alone tests || failed+=" alone,"; \
+	tests="$(BIN)/python -m pytest --random-order-bucket=module --random-order-seed=$$seed"; \
+	$(TESTING) $$tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests || failed+=" side by side,"; \
+	OMP_NUM_THREADS=1 $$tests -m alone tests || failed+=" alone,"; \
 	test -z "$$failed" || { echo "tests failed that run$$failed in this order: $$again" >&2; exit 1; }
 
 # LGI_RUNS: a test must not write into the tree it tests.
