@@ -94,7 +94,7 @@ lint: $(STAMP) ## style and types
 
 # In random order, files and the tests in them, so that none relies on what ran before it; xdist would else sort the
 # files by their number of tests. Both calls, also when the first fails; trap: but not when somebody stops it.
-# Tests that measure seconds run alone, with one thread, on this processor as it is: no other is that slow.
+# Tests that measure seconds run alone, with one thread, on this processor as it is: an imitated one is slower.
 .PHONY: unit
 unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED=number: in that order again)
 	@trap 'exit 130' INT; seed=$(or $(SEED),$$RANDOM); failed=; \
