@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from lgi import zoo
+from lgi.checks import describe, one_of
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
 from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
-from lgi.metric.batching import describe, one_of
 from lgi.models import pick_device
 from lgi.solver import SolverSettings, shorten
 from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
@@ -196,9 +196,10 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
     """Check the settings of a study, and settle in them what they leave open."""
     check_metric(metric)
     for name, least in (("n_samples", 1), ("seed", 0), ("chunk_size", 1)):
-        if not isinstance(settings[name], int | np.integer) or settings[name] < least:
-            raise ValueError(f"expected {name} as an integer of at least {least}, got {settings[name]!r}")
-        settings[name] = int(settings[name])
+        value = settings[name]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"expected {name} as an integer of at least {least}, got {value!r}")
+        settings[name] = int(value)
     step_size, direction = settings["step_size"], settings["direction"]
     if not isinstance(step_size, int | float | np.number) or not 0 < step_size < math.inf:
         raise ValueError(f"expected a positive step_size, got {step_size!r}")
@@ -370,8 +371,11 @@ class _Sampler:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(k) for k in text.split("/"))
+def _shard(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 3/20, got {text!r}")
+    return int(i), int(n)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -397,8 +401,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     add("--direction", choices=get_args(Direction), default="maximal", help="pairs: of test digits' codes" + defaults)
     add("--std", choices=("rbf", "constant"), help="variance model of a VAE; by default rbf")
     add("--feature-map", choices=get_args(ClassifierOutput), help="output of the logistic regression; by default none")
-    add("--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="control points" + defaults)
-    add("--shard", type=_integers, metavar="I/N", help="compute part I of N, such as 3/20")
+    add("--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="most control points" + defaults)
+    add("--shard", type=_shard, metavar="I/N", help="compute part I of N")
     add("--chunk-size", type=int, default=500, metavar="N", help="samples computed and written at a time" + defaults)
     add("--device", default="auto", help="auto, cpu, cuda, ..." + defaults)
     add("--quiet", action="store_true", help="no progress bar, no summary")

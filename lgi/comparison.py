@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lgi.checks import describe
 from lgi.metric import Metric
-from lgi.metric.batching import describe
 from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
 from lgi.studies import bootstrap_interval

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lgi import artifacts
-from lgi.metric.batching import one_of
+from lgi.checks import one_of
 
 ClassifierOutput = Literal["logits", "log_probabilities", "probabilities"]
 

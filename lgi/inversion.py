@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lgi.checks import at_least, describe
 from lgi.metric import FeatureMap, Generator, PullbackMetric
-from lgi.metric.batching import at_least, describe
 from lgi.progress import progress_bar
 from lgi.solver.steps import adapted, damped_step, factorised, secant, solved
 

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from lgi.metric.batching import one_of
+from lgi.checks import one_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -139,7 +139,7 @@ class RBFPrecision(nn.Module):
                 f"{tuple(centres.shape)}, {tuple(bandwidths.shape)} and {tuple(weight.shape)}"
             )
         if not bool((weight >= 0).all()):
-            raise ValueError("weight must be non-negative: a negative weight could make a precision negative")
+            raise ValueError("weight must be non-negative and finite: a negative one could make a precision negative")
         if not bool(((bandwidths > 0) & bandwidths.isfinite()).all()):
             raise ValueError("bandwidths must be positive and finite; an empty or one-point cluster has none")
         if not (floor > 0 and math.isfinite(floor)):
@@ -429,6 +429,7 @@ def _fold_batch_norms(sequence: nn.Sequential) -> None:
 
 
 def _downwards(architecture: Architecture, normalisation: str) -> list[nn.Module]:
+    """From images (n, 1, 28, 28) to (n, channels[1], 7, 7), in two convolutions."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise((1, *architecture.channels)):
         layers += _normalised(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), normalisation)

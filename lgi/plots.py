@@ -123,8 +123,9 @@ def image_plane(ax: Axes, images: Array, extent: tuple[float, float, float, floa
     n_y, n_x, height, width = images.shape
     # rows of a picture run downwards, z_2 upwards
     canvas = images[::-1].transpose(0, 2, 1, 3).reshape(n_y * height, n_x * width)
+    picture = ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, extent=extent, origin="upper", aspect="equal")
     latent_axes(ax)
-    return ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, extent=extent, origin="upper", aspect="equal")
+    return picture
 
 
 def image_rows(axes: Sequence[Axes], images: Mapping[str, Array]) -> None:

@@ -16,7 +16,7 @@ from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lgi import artifacts
-from lgi.metric.batching import at_least
+from lgi.checks import at_least
 from lgi.models import GAN, VAE, ConstantStd, ImageGenerator, RBFPrecision
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lgi import artifacts
+from lgi.checks import one_of
 from lgi.features import ClassifierOutput, LogisticRegression
-from lgi.metric.batching import one_of
 from lgi.models import GAN, VAE, Architecture, ConstantStd, Decoder, RBFPrecision, fuse, pick_device
 
 VAES = ("vae1", "vae2")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgi.metric.batching import check_points, describe, finite, in_chunks, paired, semidefinite
+from lgi.checks import describe
+from lgi.metric.batching import check_points, finite, in_chunks, paired, semidefinite
 
 
 class Metric(ABC):

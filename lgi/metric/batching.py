@@ -1,12 +1,14 @@
 """Any number of points in bounded memory, chunk after chunk; what goes in is points, and what comes out is finite."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lgi.checks import describe
 
 
 def in_chunks(function: Callable[..., Any], n_rows: Callable[[Tensor], int], *tensors: Tensor) -> Any:
@@ -73,26 +75,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for place, value in zip(places, before, strict=True):
             place.allow_tf32 = value
-
-
-def describe(x: Any) -> str:
-    """Dtype, shape and device of a tensor, or the type of something else, for error messages."""
-    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-
-
-def at_least(least: float, **settings: float | None) -> None:
-    """Refuse settings below their least value, by name; None is none."""
-    for name, value in settings.items():
-        # Not `value < least`, which NaN would pass.
-        if value is not None and not value >= least:
-            raise ValueError(f"expected {name} to be at least {least}, got {value}")
-
-
-def one_of(allowed: Collection[str], **choices: object) -> None:
-    """Refuse choices that are not among those allowed, by name."""
-    for name, value in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def check_points(z: Tensor, d: int | None) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lgi.checks import describe
 from lgi.metric.base import Metric
-from lgi.metric.batching import describe
 
 
 class ExplicitMetric(Metric):

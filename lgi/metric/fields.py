@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lgi.checks import describe
 from lgi.metric.base import Metric, check_metric, log_condition, log_volume
-from lgi.metric.batching import describe, semidefinite
+from lgi.metric.batching import semidefinite
 from lgi.progress import progress_bar
 
 

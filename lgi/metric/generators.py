@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from lgi.metric.batching import describe, finite, full_precision
+from lgi.checks import describe
+from lgi.metric.batching import finite, full_precision
 
 Generator: TypeAlias = Callable[[Tensor], Any]
 """``(n, d) -> (n, *data_shape)`` or ``-> (mean, std)``, each of that shape; standard deviation, never variance."""
@@ -57,10 +58,12 @@ class Outputs:
     def values(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``h(z)`` (n, m) and the mean."""
         mean, std = self.decode(z)
-        first = mean if self.feature_map is None else self.feature_map(mean)
-        if not isinstance(first, Tensor) or not first.is_floating_point():
-            raise ValueError(f"expected the feature map to return a floating-point tensor, got {describe(first)}")
-        _check_batch("feature map", len(z), mean.shape, first)
+        first = mean
+        if self.feature_map is not None:
+            first = self.feature_map(mean)
+            if not isinstance(first, Tensor) or not first.is_floating_point():
+                raise ValueError(f"expected the feature map to return a floating-point tensor, got {describe(first)}")
+            _check_batch("feature map", len(z), mean.shape, first)
         first = first.reshape(len(z), -1)
         return (first if std is None else torch.cat([first, std.reshape(len(z), -1)], dim=1)), mean
 

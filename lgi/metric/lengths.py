@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lgi.checks import describe
 from lgi.metric.base import Metric, check_metric, square_root
-from lgi.metric.batching import describe
 from lgi.spline import CubicBSpline, basis
 
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from lgi.checks import at_least
 from lgi.metric.base import Metric, square_root
-from lgi.metric.batching import at_least, check_points, first_point
+from lgi.metric.batching import check_points, first_point
 from lgi.metric.generators import FeatureMap, Generator, Layout, Outputs, probe, refuse_train_mode
 
 

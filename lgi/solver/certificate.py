@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lgi.metric import Curve, Metric
+from lgi.metric.base import check_metric
 from lgi.metric.lengths import Polyline
 from lgi.solver.energy import Energy, Sample, free
 from lgi.solver.grid import interpolation
@@ -128,8 +129,7 @@ def certify(
     is that of the smallest eigenvalue of the second derivatives, and the value is measured along it, by differences of
     gradients.
     """
-    if not isinstance(metric, Metric):
-        raise TypeError(f"expected a metric, such as lgi.PullbackMetric(generator), got a {type(metric).__name__}")
+    check_metric(metric)
     path: Any = Polyline(curve) if isinstance(curve, Tensor) else curve
     if not callable(path) or not hasattr(path, "derivative"):
         raise TypeError(f"expected a curve or points (..., n, d), got a {type(curve).__name__}: use torch.as_tensor")

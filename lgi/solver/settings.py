@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lgi.checks import at_least, one_of
 from lgi.solver.methods import METHODS
 
 Starts = Literal["line", "graph", "multi"]
@@ -68,14 +69,11 @@ class SolverSettings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("starts", get_args(Starts))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        least = {"n_control": 4, "n_iterations": 0, "nodes": 4, "n_starts": 1, "n_neighbours": 1, "chunk_size": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"expected {name} to be at least {low}, got {value}")
+        one_of(METHODS, method=self.method)
+        one_of(get_args(Starts), starts=self.starts)
+        at_least(4, n_control=self.n_control, nodes=self.nodes)
+        at_least(1, n_starts=self.n_starts, n_neighbours=self.n_neighbours, chunk_size=self.chunk_size)
+        at_least(0, n_iterations=self.n_iterations)
         if not (self.tolerance > 0 and self.length_tolerance > 0):
             raise ValueError(
                 f"expected positive tolerances, got tolerance {self.tolerance} and length_tolerance "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lgi.checks import describe
 from lgi.metric import Metric
+from lgi.metric.base import check_metric
 from lgi.progress import progress_bar
 from lgi.solver.energy import Energy
 from lgi.solver.methods import METHODS
@@ -92,12 +94,10 @@ def shorten(
 
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
-    if not isinstance(metric, Metric):
-        raise TypeError(f"expected a metric, such as lgi.PullbackMetric(generator), got a {type(metric).__name__}")
+    check_metric(metric)
     for name, x in (("start", start), ("end", end)):
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
-            what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ValueError(f"expected {name} as floating-point points (..., d), got {what}: use .float()")
+            raise ValueError(f"expected {name} as floating-point points (..., d), got {describe(x)}: use .float()")
         if not bool(x.isfinite().all()):
             raise ValueError(f"{name} has {int((~x.isfinite()).any(-1).sum())} points that are NaN or infinite")
     if start.shape != end.shape:
