@@ -36,7 +36,7 @@ class Search:
         """Search from control points (c, n_control, d) with the knots of level ``first``."""
         waiting: list[list[Group]] = [[] for _ in self.levels.all]
         index = torch.arange(len(control), device=control.device)
-        waiting[first].append(Group(index, control.double()))
+        waiting[first].append(Group(index, control.double(), torch.zeros_like(index)))
         for number, groups in enumerate(waiting):
             if groups:
                 for target, group in self._visit(number, first, Group.joined(groups)):
@@ -77,9 +77,18 @@ class Search:
         method = self.method(stage)
         live = torch.arange(len(index), device=index.device)
         while len(live := method.going(stage, live)):
+            self._renew(stage, method, method.stale(live))
             live = self._iterate(stage, method, live)
         group.learnt = method.learnt()
         return self._conclude(number, stage, method)
+
+    def _renew(self, stage: Stage, method: Method, stale: Tensor) -> None:
+        """Compute second derivatives of the curves ``stale`` anew."""
+        if len(stale):
+            group = stage.group[stale]
+            sample = self._sample(stage.grid, stage.basis, group.index, group.control, 2)
+            assert sample.curvature is not None
+            method.renew(stage, stale, sample.curvature)
 
     def _iterate(self, stage: Stage, steps: Steps, live: Tensor) -> Tensor:
         """Try one step of the curves ``live``; return those for which another may make sense."""

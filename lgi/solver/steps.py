@@ -15,6 +15,10 @@ from torch import Tensor
 from lgi.solver.rows import Rows
 
 
+# Least size of an eigenvalue in the norm, in which a flat space has 2: where the model is flat, it foretells little.
+_LEAST = 0.1
+
+
 def factorised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors of symmetric matrices (c, f, f), and which of these are not positive definite (c,)."""
     size = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny)
@@ -79,3 +83,17 @@ class Norm(Rows):
         """Relative projected gradient ``sqrt(g^T N^-1 g / (4 E))`` (l,) of the curves ``live``."""
         squared = (gradient * solved(self.factor[live], gradient)).sum(-1).clamp_min(0)
         return (squared / (4 * energy).clamp_min(torch.finfo(energy.dtype).tiny)).sqrt()
+
+
+def flipped_step(matrix: Tensor, norm: Norm, damping: Tensor, gradient: Tensor) -> Tensor:
+    """Solutions (c, f) for models (c, f, f) with the sign of their negative eigenvalues in the norm changed.
+
+    Such a step leads down along directions of negative curvature, where Newton's leads up to the saddle.
+    """
+    half = torch.linalg.solve_triangular(norm.factor, matrix, upper=False)
+    whole = torch.linalg.solve_triangular(norm.factor, half.mT, upper=False)
+    values, vectors = torch.linalg.eigh((whole + whole.mT) / 2)
+    size = values.abs().clamp_min(_LEAST) + 2 * damping[:, None]
+    along = torch.linalg.solve_triangular(norm.factor, gradient[..., None], upper=False)
+    along = vectors @ ((vectors.mT @ along) / size[..., None])
+    return torch.linalg.solve_triangular(norm.factor.mT, along, upper=True)[..., 0]

@@ -27,6 +27,7 @@ class Group(Rows):
 
     index: Tensor  # (c,), in the chunk
     control: Tensor  # (c, n_control, d), float64
+    doubts: Tensor  # (c,), steps so far of which a method had expected more
     curvature: Curvature | None = None  # along the first curve, at the nodes of the first grid
     learnt: Tensor | None = None  # (c, f, f), what a method has learnt of the second derivatives since
 
@@ -106,6 +107,13 @@ class Method(Steps):
     def learnt(self) -> Tensor | None:
         """What is to be kept for later levels (c, f, f)."""
         return None
+
+    def stale(self, live: Tensor) -> Tensor:
+        """Those of the curves ``live`` (l,) whose second derivatives are to be computed anew, for :meth:`renew`."""
+        return live[:0]
+
+    def renew(self, stage: Stage, live: Tensor, curvature: Curvature) -> None:
+        """Take second derivatives along the curves ``live`` (l,) as they are now."""
 
     def last_step(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         """Which curves (l,) take one more step (l, f), at which nothing but a finer grid will look."""

@@ -1,4 +1,4 @@
-"""Gauss-Newton: trust-region Newton steps from second derivatives that are computed once and then learnt."""
+"""Gauss-Newton: trust-region Newton steps from second derivatives that are learnt as long as that will do."""
 
 from __future__ import annotations
 
@@ -7,50 +7,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lgi.solver.energy import Basis
+from lgi.solver.energy import Curvature
+from lgi.solver.grid import Grid
 from lgi.solver.methods.base import Method, Stage, Steps
 from lgi.solver.refinement import finer
 from lgi.solver.rows import Rows
-from lgi.solver.steps import Norm, adapted, damped_step, secant, solved
+from lgi.solver.steps import Norm, adapted, damped_step, flipped_step, secant
 
 # The step that each curve takes unseen when it leaves makes its residual smaller by this factor, as a rule.
 _LEFT = 3
 # It is taken where the residual is below this.
 _TRUSTED = 0.1
+# A step is poor when less than this part of the promised decrease has come true. Second derivatives are computed anew
+# after so many poor steps of a curve, and after each one that follows: on VAE1, where they cost more than they bring,
+# few curves have so many, on walls of the standard deviation (tests/benchmarks/walls.py) most.
+_POOR, _DOUBTS = 0.25, 4
 
 
 @dataclass(eq=False)
 class DampedSteps(Rows, Steps):
     """Steps ``(H + lambda 2 N) step = -gradient`` with the second derivatives ``H`` and the norm ``N`` of variations.
 
-    Each evaluation, accepted or not, adds a secant to ``H``, so that it need not be computed again.
+    Each evaluation, accepted or not, adds a secant to ``H``. Where that no longer foretells the energy, as in metrics
+    that grow exponentially, ``H`` is to be computed anew.
     """
 
     hessian: Tensor  # (c, f, f)
     norm: Norm
     damping: Tensor  # (c,)
+    doubts: Tensor  # (c,), steps of which too little has come true, on all levels
+    moved: Tensor  # (c,), whether the curve has moved since H was computed
+    stale: Tensor  # (c,), whether it is to be computed anew
 
     def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy that they promise (l,)."""
-        H, damping = self.hessian[live], self.damping[live]
+        H, damping, norm = self.hessian[live], self.damping[live], self.norm[live]
 
-        def safe(bad: Tensor) -> Tensor:
-            # Where the model has no minimum, the energy's own metric gives the direction.
-            return solved(self.norm.factor[live[bad]], gradient[bad]) / (2 * (1 + damping[bad, None]))
+        def flipped(bad: Tensor) -> Tensor:
+            return flipped_step(H[bad], norm[bad], damping[bad], gradient[bad])
 
-        damped = H + 2 * damping[:, None, None] * self.norm.matrix[live]
-        step, indefinite = damped_step(damped, gradient, safe)
+        step = damped_step(H + 2 * damping[:, None, None] * norm.matrix, gradient, flipped)[0]
         curvature = (step * (H @ step[..., None])[..., 0]).sum(-1)
-        return -step, (gradient * step).sum(-1) - curvature.where(~indefinite, 0) / 2
+        return -step, (gradient * step).sum(-1) - curvature / 2
 
     def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
         """Take in the change of the gradient along a step, and which part of the promised decrease came true."""
         self.hessian[live] = secant(self.hessian[live], step, change)
         self.damping[live] = adapted(self.damping[live], quality)
+        poor = ~(quality > _POOR)
+        self.doubts[live] += poor
+        self.moved[live] |= quality > 0
+        self.stale[live] = poor & self.moved[live] & (self.doubts[live] >= _DOUBTS)
 
 
 class GaussNewton(Method):
-    """Needs ``d`` forward derivatives a point once, along the first curve, and then gradients only."""
+    """Needs ``d`` forward derivatives a point along the first curve, and again where gradients teach too little."""
 
     order = 2
     foretells = True
@@ -58,11 +69,13 @@ class GaussNewton(Method):
     def __init__(self, stage: Stage) -> None:
         energy, level = stage.energy, stage.level
         self.finer_basis = energy.basis(level.grid, finer(level.knots))
-        self.base, norm, finer_norm, self.metric = _matrices(stage, self.finer_basis)
-        learnt, known = stage.group.learnt, stage.sample.energy
-        hessian = self.base if learnt is None else self.base + learnt
-        self.steps = DampedSteps(hessian, Norm.of(norm), torch.zeros_like(known))
-        self.finer_norm = Norm.of(finer_norm)
+        known, learnt, group = stage.sample.energy, stage.group.learnt, stage.group
+        assert group.curvature is not None
+        self.base, norm, self.finer_norm, self.metric = self._matrices(stage, group.curvature, stage.first.grid)
+        hessian = self.base.clone() if learnt is None else self.base + learnt
+        damping, moved = torch.zeros_like(known), torch.zeros_like(known, dtype=torch.bool)
+        # What has had to be computed anew on a coarser level is not taken for granted on this one.
+        self.steps = DampedSteps(hessian, norm, damping, group.doubts, moved, group.doubts >= _DOUBTS)
         self.promise = torch.full_like(known, torch.inf)
 
     @staticmethod
@@ -77,6 +90,16 @@ class GaussNewton(Method):
     def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
         """Take in the change of the gradient along a step, and which part of the promised decrease came true."""
         self.steps.learn(live, step, change, quality)
+
+    def stale(self, live: Tensor) -> Tensor:
+        """Those of the curves ``live`` (l,) whose second derivatives no longer foretell the energy."""
+        return live[self.steps.stale[live]]
+
+    def renew(self, stage: Stage, live: Tensor, curvature: Curvature) -> None:
+        """Take second derivatives along the curves ``live`` (l,) as they are now."""
+        hessian, norm, finer_norm, self.metric[live] = self._matrices(stage, curvature, stage.grid)
+        self.steps.hessian[live], self.steps.norm[live], self.finer_norm[live] = hessian, norm, finer_norm
+        self.steps.stale[live] = self.steps.moved[live] = False
 
     def going(self, stage: Stage, live: Tensor) -> Tensor:
         """Those of the curves ``live`` (l,) that neither deserve a finer level nor are done."""
@@ -116,23 +139,24 @@ class GaussNewton(Method):
         steps = self.steps[chosen]
         return steps, steps.norm
 
-
-def _matrices(stage: Stage, finer_basis: Basis) -> list[Tensor]:
-    """Hessian, norm, norm with finer knots, and metric at the nodes, from what is known along the first curve."""
-    energy, level, known = stage.energy, stage.level, stage.group.curvature
-    assert known is not None
-    parts = []
-    # Interpolated, the metric at all pairs of nodes takes much more memory than the matrices made of it.
-    n_curves = max(1, energy.budget * 8 // (len(level.grid.t) * energy.d) ** 2)
-    for i in range(0, len(stage.group.index), n_curves):
-        here = known[i : i + n_curves].interpolated(stage.first.grid, level.grid)
-        M = here.metric
-        parts.append(
-            (
-                energy.hessian(level.grid, stage.basis, here),
-                energy.norm(level.grid, stage.basis, M),
-                energy.norm(level.grid, finer_basis, M),
-                M,
+    def _matrices(self, stage: Stage, curvature: Curvature, source: Grid) -> tuple[Tensor, Norm, Norm, Tensor]:
+        """Hessian, norm, norm with finer knots, and metric at the nodes, from the curvature at the nodes of a grid."""
+        energy, level = stage.energy, stage.level
+        parts = []
+        # Interpolated, the metric at all pairs of nodes takes much more memory than the matrices made of it.
+        n_curves = max(1, energy.budget * 8 // (len(level.grid.t) * energy.d) ** 2)
+        known = curvature.gram if curvature.gram is not None else curvature.rest_gram
+        assert known is not None
+        for i in range(0, len(known), n_curves):
+            here = curvature[i : i + n_curves].interpolated(source, level.grid)
+            M = here.metric
+            parts.append(
+                (
+                    energy.hessian(level.grid, stage.basis, here),
+                    energy.norm(level.grid, stage.basis, M),
+                    energy.norm(level.grid, self.finer_basis, M),
+                    M,
+                )
             )
-        )
-    return [torch.cat(matrices) for matrices in zip(*parts, strict=True)]
+        hessian, norm, finer_norm, metric = (torch.cat(matrices) for matrices in zip(*parts, strict=True))
+        return hessian, Norm.of(norm), Norm.of(finer_norm), metric
