@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lgi.solver.rows import Rows
 
-
 # Least size of an eigenvalue in the norm, in which a flat space has 2: where the model is flat, it foretells little.
 _LEAST = 0.1
 
