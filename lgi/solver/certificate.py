@@ -13,11 +13,11 @@ from torch import Tensor
 from lgi.metric import Curve, Metric
 from lgi.metric.base import check_metric
 from lgi.metric.lengths import Polyline
-from lgi.solver.energy import Energy, Sample, free
-from lgi.solver.grid import interpolation
+from lgi.solver.energy import Basis, Energy, Sample, free
+from lgi.solver.grid import Grid, interpolation
 from lgi.solver.refinement import Level
 from lgi.solver.rows import Rows
-from lgi.solver.steps import Norm
+from lgi.solver.steps import Norm, relative_eigh
 from lgi.spline import uniform_knots
 
 # A length is to be known at least so well, relatively, whatever is asked of the number of control points.
@@ -165,6 +165,10 @@ class _Curves:
     def __getitem__(self, chosen: Tensor) -> _Curves:
         return replace(self, index=self.index[chosen])
 
+    def at(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Points and velocities (c, n, d) at the nodes of a grid, in float64."""
+        return self(grid.t)
+
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Points and velocities (c, n, d) in float64."""
         # A spline takes parameters in float64, whatever the dtype of its points.
@@ -207,7 +211,7 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
                 length=here.length,
                 length_error=error[~rough] + here.noise + 4 * torch.finfo(energy.dtype).eps * here.length,
                 residual=residual,
-                curvature=_least_curvature(energy, level, done, here, norm),
+                curvature=least_curvature(energy, level, done.at, here, norm)[0],
                 n_nodes=torch.full_like(done.index, len(level.measuring.t)),
             )
         if not bool(rough.any()):
@@ -215,20 +219,25 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
         curves, coarse, level = curves[rough], sample.length[rough], level.halved()
 
 
-def _least_curvature(energy: Energy, level: Level, curves: _Curves, sample: Sample, norm: Norm) -> Tensor:
-    """Least ``E'' / 2`` (c,) of variations of norm 1; NaN where it would take too much memory, 0 of a point."""
-    if len(level.grid.t) * energy.d > _MOST_COORDINATES:
-        return torch.full_like(sample.energy, torch.nan)
+def least_curvature(
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Least ``E'' / 2`` (c,) of variations of norm 1, and these (c, n_free, d); NaN where that is too much for memory.
+
+    ``at`` gives points and velocities (c, n, d) of the curves on a grid, ``sample`` is that of the measuring grid.
+    """
     basis = energy.basis(level.grid, level.knots)
-    known = energy.sample_points(level.grid, *curves(level.grid.t), 2).curvature
+    n_free = len(level.knots) - 6
+    if len(level.grid.t) * energy.d > _MOST_COORDINATES:
+        nothing = sample.energy.new_full((len(sample.energy), n_free, energy.d), torch.nan)
+        return nothing[:, 0, 0], nothing
+    known = energy.sample_points(level.grid, *at(level.grid), 2).curvature
     assert known is not None
-    half = torch.linalg.solve_triangular(norm.factor, energy.hessian(level.grid, basis, known), upper=False)
-    whole = torch.linalg.solve_triangular(norm.factor, half.mT, upper=False)
-    least = torch.linalg.eigh((whole + whole.mT) / 2).eigenvectors[..., :1]
-    x = torch.linalg.solve_triangular(norm.factor.mT, least, upper=True).unflatten(1, (-1, energy.d))[..., 0]
+    vectors = relative_eigh(energy.hessian(level.grid, basis, known), norm)[1]
+    x = vectors[..., 0].unflatten(1, (n_free, energy.d))
     basis = energy.basis(level.measuring, level.knots)
     B, dB = free(basis)
-    z, v = curves(level.measuring.t)
+    z, v = at(level.measuring)
     # Of central differences, this balances the error with what rounding makes of a difference of gradients.
     step = torch.finfo(energy.dtype).eps ** 0.25 * sample.energy.sqrt()[:, None, None]
     there, back = (
@@ -236,7 +245,7 @@ def _least_curvature(energy: Energy, level: Level, curves: _Curves, sample: Samp
         for sign in (1, -1)
     )
     found = ((there - back) * x.flatten(1)).sum(-1) / (4 * step[:, 0, 0])
-    return torch.where(sample.energy > 0, found, 0)
+    return torch.where(sample.energy > 0, found, 0), x
 
 
 def _told(

@@ -20,6 +20,8 @@ from lgi.spline import basis as spline_basis
 _VALUE, _VALUE_GRADIENT, _COLUMN, _SPEED, _SPEED_GRADIENT = 1.0, 2.1, 1.75, 3.3, 7.3
 # Rounding errors of a decoder's values, in units of the dtype's precision.
 _ROUNDING = 4
+# Points at which a curve is first looked at for kinks, and how often the two spans with the largest change are halved.
+_KINK_NODES, _KINK_HALVINGS = 33, 6
 # Points: whatever their number of values is, these fill whole vectors (AVX-512, float32).
 _VECTOR = 16
 
@@ -158,7 +160,7 @@ class EmbeddedEnergy:
             found.curvature = Curvature(gram, bend)
         highest, below = (x.double() for x in grid.highest(change))
         noise = _ROUNDING * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(h[:, 0].detach(), dim=-1).double()
-        return change.square().sum(-1).double(), highest, below, noise * grid.amplification, found
+        return change.double().square().sum(-1), highest, below, noise * grid.amplification, found
 
     def _bend(self, z: Tensor, force: Tensor, pulled: Tensor) -> Tensor:
         """``sum_m force_m d^2 h_m / dz^2`` (c, n, d, d), by differences of ``J^T force``, which at z is ``pulled``."""
@@ -241,6 +243,28 @@ class Energy:
         # Values (CPU) whose intermediate results stay in the cache; no more than a metric takes at a time.
         self.budget = 1 << 18 if self.device.type == "cpu" else 1 << 24
 
+    def jumps(self, knots: Tensor, control: Tensor) -> Tensor:
+        """Whether the derivative of decoded splines jumps (c,), as far as can be told at a thousandth of the curve.
+
+        Where the slope of the polygon through 33 points changes most, the points are moved together by halves. Each
+        time, the change of a smooth slope halves too; at a kink, once it is alone, it stays.
+        """
+        if self.embedded is None:
+            return torch.zeros(len(control), dtype=torch.bool, device=self.device)
+        t = torch.linspace(0, 1, _KINK_NODES, dtype=torch.float64).expand(len(control), -1)
+        changes = []
+        while len(changes) < _KINK_HALVINGS:
+            B = torch.stack([spline_basis(knots, row) for row in t]).to(self.device)
+            h = evenly(self.embedded.metric.embed, (B @ control).to(self.dtype)).double()
+            dt = (t[:, 1] - t[:, 0]).to(self.device)
+            change = torch.linalg.vector_norm(h[:, 2:] - 2 * h[:, 1:-1] + h[:, :-2], dim=-1) / dt[:, None]
+            most, where = change.max(1)
+            changes.append(most)
+            left = t.gather(1, where.cpu()[:, None])
+            t = left + dt.cpu()[:, None] * torch.linspace(0, 2, 5, dtype=torch.float64)
+        rounding = _ROUNDING * torch.finfo(self.dtype).eps * torch.linalg.vector_norm(h, dim=-1).amax(1) / dt
+        return (changes[-1] > changes[-4] / 2) & (changes[-1] > 10 * rounding)
+
     def rounded(self, control: Tensor) -> Tensor:
         """Control points as they are handed out: what is certified must be the same."""
         return control.to(self.dtype).double()
@@ -253,6 +277,11 @@ class Energy:
         """Of a curve's sample, in decoder rows."""
         parts = [part for part in (self.embedded, self.rest) if part is not None]
         return sum(part.cost(order, self.d) for part in parts) * len(grid.t)
+
+    @property
+    def kink_cost(self) -> float:
+        """Of looking for kinks along a curve, in decoder rows."""
+        return _VALUE * (_KINK_NODES + 5 * (_KINK_HALVINGS - 1))
 
     @property
     def tensor_cost(self) -> float:

@@ -26,6 +26,8 @@ class Status(IntEnum):
     LONGER = 4
     COINCIDENT = 5
     UNKNOWN = 6
+    SADDLE = 7
+    KINKED = 8
 
     @classmethod
     def of(cls, *, converged: Tensor, unknown: Tensor, longer: Tensor, exhausted: Tensor, refinable: Tensor) -> Tensor:
@@ -36,6 +38,7 @@ class Status(IntEnum):
 
 
 CERTIFIED = (Status.CONVERGED, Status.REFINABLE, Status.COINCIDENT)
+UNCERTAIN = (Status.COARSE, Status.EXHAUSTED)
 MESSAGES = {
     Status.CONVERGED: "converged",
     Status.REFINABLE: "converged with as many control points as allowed; more would shorten the curve further: raise "
@@ -45,6 +48,10 @@ MESSAGES = {
     Status.EXHAUSTED: "the iterations are used up: raise n_iterations",
     Status.LONGER: "no curve shorter than the straight line was found: raise n_control, or use other starts",
     Status.COINCIDENT: "the end points coincide",
+    Status.KINKED: "the derivatives of the decoder jump along the curve, as those of ReLUs do: the length stands, but "
+    "no certificate is to be had",
+    Status.SADDLE: "stationary, but no minimum: there are shorter curves on its sides: raise n_iterations, or use "
+    "other starts",
     Status.UNKNOWN: "the length is not known to a thousandth or length_tolerance: use float64, or raise nodes",
 }
 
@@ -79,8 +86,12 @@ class ShortenResult:
     energy : Tensor, shape (...)
         Path energy of the curve on the measuring grid.
     converged : Tensor of bool, shape (...)
-        Whether ``residual <= tolerance``, and ``length_error`` at most a thousandth of the length or
-        ``length_tolerance`` of it, whichever is more.
+        Whether ``residual <= tolerance``, ``length_error`` at most a thousandth of the length or ``length_tolerance``
+        of it, whichever is more, and ``curvature``, where it is known, not below ``-tolerance``.
+    curvature : Tensor, shape (...)
+        Least relative second derivative of the energy of a stationary curve, as in :func:`lgi.certify`: below 0 at a
+        saddle. 0.1 stands for at least so much; NaN where the curve is not stationary, or it would take too much
+        memory.
     residual : Tensor, shape (...)
         Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
         the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``
@@ -117,6 +128,7 @@ class ShortenResult:
     energy: Tensor
     converged: Tensor
     residual: Tensor
+    curvature: Tensor
     refinement_gain: Tensor
     speed_variation: Tensor
     length_squared_over_energy: Tensor
@@ -144,7 +156,10 @@ class Found(Rows):
     straight_length: Tensor
     energy: Tensor
     residual: Tensor
+    curvature: Tensor
     length_error: Tensor
+    smooth: Tensor  # (c,), 1: the decoder is known to be smooth along the curve, 0: its derivatives jump, -1: not known
+    known: Tensor  # (c,), whether the lengths of curve and line are known well enough to be compared
     promise: Tensor
     status: Tensor
     n_iterations: Tensor
@@ -157,12 +172,15 @@ class Found(Rows):
     def nothing(cls, start: Tensor, n_control: int) -> Found:
         """What is known of curves whose end points coincide."""
         number = torch.zeros(len(start), dtype=torch.float64, device=start.device)
-        counts = ("level", "status", "n_iterations", "n_minima")
+        counts = ("level", "status", "smooth", "n_iterations", "n_minima")
         found = cls(
             **{field.name: (number.long() if field.name in counts else number.clone()) for field in fields(cls)}
         )
         found.control = start[:, None].double().repeat(1, n_control, 1)
         found.status += Status.COINCIDENT
+        found.curvature += torch.nan
+        found.known = number == 0
+        found.smooth -= 1
         found.energies, found.lengths = number.new_zeros(2, len(start), 0)
         return found
 
@@ -211,7 +229,7 @@ class Found(Rows):
         improvement = (self.straight_length - self.length) / self.straight_length
         ratio = torch.where(self.energy > 0, self.length.square() / self.energy, 1).clamp(max=1)
         n_control = torch.tensor([len(level.knots) - 4 for level in levels.all], device=self.level.device)
-        same = ("length", "straight_length", "energy", "residual", "length_error", "n_rows")
+        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error", "n_rows")
         counts = ("status", "n_iterations", "n_minima")
         return ShortenResult(
             curve=CubicBSpline(real(control), knots),

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lgi.solver.certificate import DOUBLINGS, KNOWN, length_error, projected_gradient, unresolved, within_rounding
+from lgi.solver.certificate import (
+    DOUBLINGS,
+    KNOWN,
+    least_curvature,
+    length_error,
+    projected_gradient,
+    unresolved,
+    within_rounding,
+)
 from lgi.solver.energy import Basis, Energy, Sample
 from lgi.solver.grid import Grid
 from lgi.solver.methods import METHODS
-from lgi.solver.methods.base import Group, Method, Stage, Steps
+from lgi.solver.methods.base import CONVEX, Group, Method, Stage, Steps
 from lgi.solver.refinement import Level, Levels, prolongation
-from lgi.solver.result import Found, Status
+from lgi.solver.result import CERTIFIED, UNCERTAIN, Found, Status
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import line
 
 # A step that is taken unseen mostly leaves a small residual. Where it is not small enough, but below so many times the
 # tolerance, so many more steps are taken on the measuring grid.
 _NEAR, _CORRECTIONS = 30, 3
+# Elements of this degree follow a smooth curve as a rule; where they do not, kinks are looked for.
+_HARD = 8
+# Control points of a curve are no further from its start than so many times its end is.
+_FAR = 1e3
+# How far a saddle is left, in variations of norm 1 and parts of the root of the energy; the best of them is taken.
+_LEAVE = (0.03, 0.1, 0.3, 1.0)
 
 
 class Search:
@@ -37,10 +52,11 @@ class Search:
         waiting: list[list[Group]] = [[] for _ in self.levels.all]
         index = torch.arange(len(control), device=control.device)
         waiting[first].append(Group(index, control.double(), torch.zeros_like(index)))
-        for number, groups in enumerate(waiting):
-            if groups:
-                for target, group in self._visit(number, first, Group.joined(groups)):
-                    waiting[target].append(group)
+        while any(waiting):
+            number = next(number for number, groups in enumerate(waiting) if groups)
+            groups, waiting[number] = waiting[number], []
+            for target, group in self._visit(number, first, Group.joined(groups)):
+                waiting[target].append(group)
         self.found.remember(self.history)
         return self.found
 
@@ -53,11 +69,12 @@ class Search:
         """Optimise curves at one level; return those to be refined, with the levels where they go on."""
         level, index = self.levels.all[number], group.index
         self.found.n_iterations[index] += number != first
-        order = self.method.order if number == first else 1
+        order = self.method.order if group.curvature is None else 1
         basis = self.energy.basis(level.grid, level.knots)
         sample = self._sample(level.grid, basis, index, group.control, order)
         if number == first:
-            _refuse_nonfinite(sample.energy, self.start[index], self.end[index])
+            _refuse_extreme(self.energy, sample, self.start[index], self.end[index])
+        if order == 2:
             group.curvature, sample.curvature = sample.curvature, None
         self._note(index, sample)
         stage = Stage(
@@ -69,6 +86,7 @@ class Search:
             group=group,
             sample=sample,
             gradient=sample.gradient(basis),
+            gained=torch.full_like(sample.energy, torch.inf),
             tolerance=self.settings.tolerance,
             length_tolerance=self.settings.length_tolerance,
             has_finer_knots=self.levels.has_finer_knots(number),
@@ -76,19 +94,38 @@ class Search:
         )
         method = self.method(stage)
         live = torch.arange(len(index), device=index.device)
-        while len(live := method.going(stage, live)):
-            self._renew(stage, method, method.stale(live))
+        while True:
+            live = method.going(stage, live)
+            # Where derivatives jump, steps never keep their promise: the search ends when it gains no more.
+            live = live[(self.found.smooth[index[live]] != 0) | (stage.gained[live] > self.settings.length_tolerance)]
+            if len(live) == 0:
+                break
+            stale = method.stale(live)
+            self._renew(stage, method, stale[self._is_smooth(level, index[stale], group.control[stale])])
             live = self._iterate(stage, method, live)
         group.learnt = method.learnt()
         return self._conclude(number, stage, method)
 
     def _renew(self, stage: Stage, method: Method, stale: Tensor) -> None:
         """Compute second derivatives of the curves ``stale`` anew."""
-        if len(stale):
-            group = stage.group[stale]
+        for part in self._parts(stale, stage.grid):
+            group = stage.group[part]
             sample = self._sample(stage.grid, stage.basis, group.index, group.control, 2)
             assert sample.curvature is not None
-            method.renew(stage, stale, sample.curvature)
+            method.renew(stage, part, sample.curvature)
+
+    def _is_smooth(self, level: Level, index: Tensor, control: Tensor) -> Tensor:
+        """Whether decoded curves have no kinks (c,); each is looked at once, when the search has met a difficulty."""
+        found, new = self.found, (self.found.smooth[index] < 0).nonzero()[:, 0]
+        if len(new):
+            found.smooth[index[new]] = 1 - self.energy.jumps(level.knots, control[new]).long()
+            found.n_rows[index[new]] += self.energy.kink_cost
+        return found.smooth[index] == 1
+
+    def _parts(self, curves: Tensor, grid: Grid) -> Sequence[Tensor]:
+        """So many of some curves at a time that their second derivatives, at all pairs of nodes, fit into memory."""
+        n_curves = max(1, 8 * self.energy.budget // (len(grid.t) * self.energy.d) ** 2)
+        return curves.split(n_curves) if len(curves) else ()
 
     def _iterate(self, stage: Stage, steps: Steps, live: Tensor) -> Tensor:
         """Try one step of the curves ``live``; return those for which another may make sense."""
@@ -107,13 +144,18 @@ class Search:
         self.found.n_iterations[index[live]] += 1
         tried = self._sample(stage.grid, stage.basis, index[live], trial, 1)
         gradient = tried.gradient(stage.basis)
-        steps.learn(live, step, gradient - stage.gradient[live], (energy - tried.energy) / promised)
         # Within rounding a step is trusted: the gradient is still right where differences of energy are not.
         better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)
+        # Nothing is known of a generator so far away, where its values may even be rounding.
+        far = (trial - trial[:, :1]).abs().amax((1, 2)) > _FAR * (trial[:, -1] - trial[:, 0]).abs().amax(-1)
+        better &= ~far
+        quality = torch.where(far, -torch.inf, (energy - tried.energy) / promised)
+        steps.learn(live, step, gradient - stage.gradient[live], quality)
         won = live[better]
         control[won], stage.gradient[won] = trial[better], gradient[better]
         stage.sample[won] = tried[better]
         self._note(index[live], stage.sample[live])
+        stage.gained[live] = 1 - stage.sample.energy[live] / energy
         return live
 
     def _note(self, index: Tensor, sample: Sample) -> None:
@@ -124,32 +166,47 @@ class Search:
         settings, found, levels, group = self.settings, self.found, self.levels, stage.group
         index, length, tail = group.index, stage.sample.length, stage.sample.tail
         can_go_on = found.n_iterations[index] < settings.n_iterations
-        promise = method.gain(found.length[index], length)
+        before = found.length[index]
+        promise = method.gain(before, length)
         found.length[index], found.promise[index] = length, promise
         refine = can_go_on & (promise > settings.length_tolerance) & stage.has_finer_knots
         resolve = can_go_on & (tail > settings.tolerance) & stage.has_finer_grid
+        hard = (resolve & (stage.grid.degree >= _HARD)).nonzero()[:, 0]
+        self._is_smooth(stage.level, index[hard], group.control[hard])
+        kinked = found.smooth[index] == 0
+        refine &= ~kinked | ~(before <= (1 + settings.length_tolerance) * length) | (before == 0)
+        resolve &= ~kinked
         last = method.last_step(stage)
         if last is not None:
             live, step = last
             group.control[live, 1:-1] += step.unflatten(1, (-1, self.energy.d))
         done = (~(refine | resolve)).nonzero()[:, 0]
         if len(done):
-            again = can_go_on[done] & (stage.has_finer_grid or stage.has_finer_knots)
-            failed, longer = self._certify(number, stage, done, method, again)
+            again = (can_go_on & ~kinked)[done] & (stage.has_finer_grid or stage.has_finer_knots)
+            failed, longer, left = self._certify(number, stage, done, method, again)
             # What fails on the measuring grid needs more nodes; what is longer than the line, more control points.
             (resolve if stage.has_finer_grid else refine)[done[failed & again]] = True
             refine[done[longer & again]] = stage.has_finer_knots
         much = settings.length_tolerance if method.foretells else torch.inf
         target = levels.targets(number, refine, resolve, promise, tail, tolerance=settings.tolerance, much=much)
+        targets = [(to, target == to) for to in target[target > number].unique().tolist()]
+        if len(done) and bool(left.any()):
+            saddles = torch.zeros_like(refine)
+            saddles[done[left]] = True
+            targets = [(number, saddles), *((to, chosen & ~saddles) for to, chosen in targets)]
         return [
-            (to, _carried(group[(target == to).nonzero()[:, 0]], levels.all[number], levels.all[to]))
-            for to in target[target > number].unique().tolist()
+            (to, _carried(group[chosen.nonzero()[:, 0]], levels.all[number], levels.all[to]))
+            for to, chosen in targets
+            if bool(chosen.any())
         ]
 
-    def _certify(self, number: int, stage: Stage, done: Tensor, method: Method, again: Tensor) -> tuple[Tensor, Tensor]:
-        """Measure the curves ``done`` on the measuring grid; tells which fail, and which are longer but may improve.
+    def _certify(
+        self, number: int, stage: Stage, done: Tensor, method: Method, again: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Measure the curves ``done`` on the measuring grid.
 
-        Curves that may go on (``again``) and fail in the norm of the search are not looked at further.
+        Tells which fail, which are longer but may improve, and which were saddles that have been left. Curves that may
+        go on (``again``) and fail in the norm of the search are not looked at further.
         """
         energy, level = self.energy, stage.level
         group = stage.group[done]
@@ -164,9 +221,9 @@ class Search:
         )
         keep = self._correct(measured, method, done, again)
         stage.group.control[done] = control
-        failed, longer = ~keep, torch.zeros_like(keep)
+        failed, longer, left = ~keep, torch.zeros_like(keep), torch.zeros_like(keep)
         if not bool(keep.any()):
-            return failed, longer
+            return failed, longer, left
         self.found.level[index[keep]] = number
         coarse, rough = stage.sample.length[done], torch.zeros_like(keep)
         failed[keep], longer[keep], rough[keep] = self._record(
@@ -187,7 +244,60 @@ class Search:
             )
             coarse[rough] = finer
             rough[rough.clone()] = still
-        return failed, longer
+        final = keep & ~(again & (failed | longer))
+        unknown = final & ~self.found.known[index]
+        if bool(unknown.any()):
+            # A length that is not known is no reason to prefer a curve to the line.
+            basis = energy.basis(level.measuring, level.knots)
+            sample = self._sample(level.measuring, basis, index[unknown], straight[unknown], 1)
+            self._record(level, index[unknown], energy.rounded(straight[unknown]), sample, sample.length)
+            self.found.status[index[unknown]] = Status.UNKNOWN
+        status = self.found.status[index]
+        lost = (final & torch.isin(status, status.new_tensor(UNCERTAIN))).nonzero()[:, 0]
+        kinked = ~self._is_smooth(level, index[lost], self.found.control[index[lost], : control.shape[1]])
+        self.found.status[index[lost[kinked]]] = Status.KINKED
+        live = (final & torch.isin(status, status.new_tensor(CERTIFIED))).nonzero()[:, 0]
+        if len(live):
+            left[live] = self._leave_saddles(stage, method, done[live]) & again[live]
+        return failed, longer, left
+
+    def _leave_saddles(self, stage: Stage, method: Method, chosen: Tensor) -> Tensor:
+        """Look whether stationary curves are minima, and move those that are not; tells which of ``chosen`` (l,)."""
+        found, energy, level, group = self.found, self.energy, stage.level, stage.group
+        basis, left = energy.basis(level.grid, level.knots), torch.zeros_like(chosen, dtype=torch.bool)
+        known = method.convex(chosen)
+        # Of the line that was kept in place of a longer curve, the method knows nothing.
+        here = found.control[group.index[chosen], : group.control.shape[1]]
+        known &= (here == group.control[chosen]).all(-1).all(-1)
+        found.curvature[group.index[chosen[known]]] = CONVEX
+        for part in self._parts((~known).nonzero()[:, 0], level.grid):
+            index, control = group.index[chosen[part]], here[part]
+
+            def at(grid: Grid, control: Tensor = control) -> Basis:
+                points, velocities = energy.basis(grid, level.knots)
+                return points @ control, velocities @ control
+
+            measured = self._sample(level.measuring, energy.basis(level.measuring, level.knots), index, control, 1)
+            norm = projected_gradient(energy, level, at(level.weighing)[0], measured)[1]
+            curvature, x = least_curvature(energy, level, at, measured, norm)
+            found.curvature[index] = curvature
+            found.n_rows[index] += energy.cost(level.grid, 2) + 2 * energy.cost(level.measuring, 1)
+            saddle = curvature < -self.settings.tolerance
+            if not bool(saddle.any()):
+                continue
+            x = x[saddle] * measured.energy[saddle].sqrt()[:, None, None]
+            chosen_here, index, control = chosen[part[saddle]], index[saddle], control[saddle]
+            found.status[index] = Status.SADDLE
+            least = self._sample(level.grid, basis, index, control, 0).energy
+            for size in (sign * part for part in _LEAVE for sign in (1, -1)):
+                trial = control.clone()
+                trial[:, 1:-1] += size * x
+                value = self._sample(level.grid, basis, index, trial, 0).energy
+                better = value < least
+                least[better], group.control[chosen_here[better]] = value[better], trial[better]
+                left[part[saddle][better]] = True
+        method.distrust(chosen[left])
+        return left
 
     def _correct(self, measured: Stage, method: Method, done: Tensor, again: Tensor) -> Tensor:
         """Take the steps on the measuring grid that small residuals still lack; tells which curves to certify."""
@@ -252,6 +362,9 @@ class Search:
         found.control[index, : control.shape[1]] = control
         found.length[index], found.straight_length[index] = sample.length, straight_length
         found.energy[index], found.residual[index] = sample.energy, residual
+        found.known[index] = (
+            ~moved | longer | ((error <= wanted * sample.length) & (straight_error <= wanted * straight_length))
+        )
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
         hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
         return ~converged & ~longer, hopeful, rough
@@ -269,10 +382,16 @@ def _carried(group: Group, level: Level, finer: Level) -> Group:
     return replace(group, control=T @ group.control, learnt=learnt)
 
 
-def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
-    bad = ~energy.isfinite()
-    if bool(bad.any()):
-        raise ValueError(
-            f"the energy of {int(bad.sum())} of {len(bad)} initial curves is not finite, first from "
-            f"{start[bad][0].tolist()} to {end[bad][0].tolist()}: the generator gives NaN or infinity on the way"
-        )
+def _refuse_extreme(energy: Energy, sample: Sample, start: Tensor, end: Tensor) -> None:
+    """Refuse initial curves whose energy is not finite, or whose squares leave the range of the dtype."""
+    limits = torch.finfo(energy.dtype)
+    inside = (sample.energy == 0) | (sample.energy > 1e8 * limits.tiny) & (sample.energy < 1e-8 * limits.max)
+    for bad, reason in (
+        (~sample.energy.isfinite(), "is not finite: the generator gives NaN or infinity on the way"),
+        (~inside, f"is beyond what {energy.dtype} can square: use float64, or another unit"),
+    ):
+        if bool(bad.any()):
+            raise ValueError(
+                f"the energy of {int(bad.sum())} of {len(bad)} initial curves {reason}; the first leads from "
+                f"{start[bad][0].tolist()} to {end[bad][0].tolist()}"
+            )

@@ -84,15 +84,19 @@ class Norm(Rows):
         return (squared / (4 * energy).clamp_min(torch.finfo(energy.dtype).tiny)).sqrt()
 
 
+def relative_eigh(matrix: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues (c, f) of matrices (c, f, f) relative to the norm's, and vectors (c, f, f) of norm 1."""
+    half = torch.linalg.solve_triangular(norm.factor, matrix, upper=False)
+    whole = torch.linalg.solve_triangular(norm.factor, half.mT, upper=False)
+    values, vectors = torch.linalg.eigh((whole + whole.mT) / 2)
+    return values, torch.linalg.solve_triangular(norm.factor.mT, vectors, upper=True)
+
+
 def flipped_step(matrix: Tensor, norm: Norm, damping: Tensor, gradient: Tensor) -> Tensor:
     """Solutions (c, f) for models (c, f, f) with the sign of their negative eigenvalues in the norm changed.
 
     Such a step leads down along directions of negative curvature, where Newton's leads up to the saddle.
     """
-    half = torch.linalg.solve_triangular(norm.factor, matrix, upper=False)
-    whole = torch.linalg.solve_triangular(norm.factor, half.mT, upper=False)
-    values, vectors = torch.linalg.eigh((whole + whole.mT) / 2)
+    values, vectors = relative_eigh(matrix, norm)
     size = values.abs().clamp_min(_LEAST) + 2 * damping[:, None]
-    along = torch.linalg.solve_triangular(norm.factor, gradient[..., None], upper=False)
-    along = vectors @ ((vectors.mT @ along) / size[..., None])
-    return torch.linalg.solve_triangular(norm.factor.mT, along, upper=True)[..., 0]
+    return (vectors @ ((vectors.mT @ gradient[..., None]) / size[..., None]))[..., 0]

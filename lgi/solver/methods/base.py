@@ -19,6 +19,9 @@ from lgi.spline import uniform_knots
 
 # Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
 _PLATEAU = 5
+# Least relative second derivative (`certify`; 1 in a flat space) above which a method's own model of them is believed
+# to show a minimum.
+CONVEX = 0.1
 
 
 @dataclass(eq=False)
@@ -44,6 +47,7 @@ class Stage:
     group: Group
     sample: Sample
     gradient: Tensor  # (c, f)
+    gained: Tensor  # (c,), relative decrease of the energy by the last step
     tolerance: float
     length_tolerance: float
     has_finer_knots: bool
@@ -114,6 +118,13 @@ class Method(Steps):
 
     def renew(self, stage: Stage, live: Tensor, curvature: Curvature) -> None:
         """Take second derivatives along the curves ``live`` (l,) as they are now."""
+
+    def distrust(self, chosen: Tensor) -> None:
+        """Some curves (l,) have been moved elsewhere, where second derivatives are others."""
+
+    def convex(self, chosen: Tensor) -> Tensor:
+        """Which of some curves (l,) are known well enough to be minima, without another look at second derivatives."""
+        return torch.zeros_like(chosen, dtype=torch.bool)
 
     def last_step(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         """Which curves (l,) take one more step (l, f), at which nothing but a finer grid will look."""

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lgi.solver.energy import Curvature
 from lgi.solver.grid import Grid
-from lgi.solver.methods.base import Method, Stage, Steps
+from lgi.solver.methods.base import CONVEX, Method, Stage, Steps
 from lgi.solver.refinement import finer
 from lgi.solver.rows import Rows
-from lgi.solver.steps import Norm, adapted, damped_step, flipped_step, secant
+from lgi.solver.steps import Norm, adapted, damped_step, factorised, flipped_step, secant
 
 # The step that each curve takes unseen when it leaves makes its residual smaller by this factor, as a rule.
 _LEFT = 3
@@ -125,6 +125,15 @@ class GaussNewton(Method):
     def learnt(self) -> Tensor:
         """What secants have added to the second derivatives (c, f, f)."""
         return self.steps.hessian - self.base
+
+    def distrust(self, chosen: Tensor) -> None:
+        """Some curves (l,) have been moved elsewhere, where second derivatives are others."""
+        self.steps.doubts[chosen] += _DOUBTS
+
+    def convex(self, chosen: Tensor) -> Tensor:
+        """Which of some curves (l,) are minima by so much that what secants have missed does not matter."""
+        norm = self.steps.norm[chosen]
+        return ~factorised(self.steps.hessian[chosen] - 2 * CONVEX * norm.matrix)[1]
 
     def last_step(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """Curves (l,) whose model has proved good, and their next steps (l, f)."""
