@@ -110,8 +110,10 @@ class Surface:
         squared = 0 if std is None else (other_std - std).square()
         if self.features is not None:
             if std is not None:
-                J = torch.func.jacrev(lambda x: self.features(x[None])[0])
-                squared = squared * torch.func.vmap(J)(split(self.generator(middle))[0]).square().sum(1)
+                x = split(self.generator(middle))[0].requires_grad_()
+                outputs = self.features(x).unbind(1)
+                rows = (torch.autograd.grad(output.sum(), x, retain_graph=True)[0] for output in outputs)
+                squared = squared * sum(row.square() for row in rows)
             one, other = self.features(one), self.features(other)
         squared = (other - one).square().sum(1) + (0 if std is None else squared.sum(1))
         return squared.sqrt(), 4 * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(one, dim=1)
@@ -127,19 +129,15 @@ def split(output: Any) -> tuple[Tensor, Tensor | None]:
 
 def measured(surface: Surface, curve: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Length of a curve ``t (n,) -> (n, d)`` in float64, and how far it may be off."""
-    n = surface.first
-    before, missed = _polygon(surface, curve, n)
-    length, error = before, missed
-    while not missed > AGREED * length and n < 30 * surface.first:
-        n = 3 * n
+    n, error = surface.first, math.inf
+    length, missed = _polygon(surface, curve, n)
+    while error > AGREED * length and missed <= AGREED * length and n < 30 * surface.first:
+        n, before = 3 * n, length
         length, missed = _polygon(surface, curve, n)
         error = max(missed, abs(length - before))
-        if not error > AGREED * length:
-            break
-        before = length
     # A polygon sees no oscillation that is small beside its chords, nor all of very many. Random steps see them.
     sampled, spread = _sampled(surface, curve, FIRST)
-    if error > AGREED * length or sampled - length > 6 * spread:
+    if (error > AGREED * length and spread < length) or sampled - length > 6 * spread:
         sampled, spread = _sampled(surface, curve, 1 << 22)
         # But jumps they do not: less than the polygon's length no curve has.
         if 3 * spread < max(error, abs(sampled - length)) and sampled + 3 * spread >= length * (1 - AGREED):
@@ -148,9 +146,9 @@ def measured(surface: Surface, curve: Callable[[Tensor], Tensor]) -> tuple[float
 
 
 def _steps(surface: Surface, curve: Callable[[Tensor], Tensor], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    parts = zip(a.split(1 << 15), b.split(1 << 15), strict=True)
-    found = [surface.chords(curve(a), curve((a + b) / 2), curve(b)) for a, b in parts]
-    length, noise = zip(*found, strict=True)
+    """Chords (n,) between parameters (n,), and their rounding."""
+    ends = zip(a.split(1 << 15), b.split(1 << 15), strict=True)
+    length, noise = zip(*(surface.chords(curve(a), curve((a + b) / 2), curve(b)) for a, b in ends), strict=True)
     return torch.cat(length), torch.cat(noise)
 
 
@@ -379,7 +377,7 @@ def surfaces() -> list[Surface]:
     found = [
         *(Surface(name="constant", generator=lambda z: 1 + 0 * twice(z, z), dtype=dtype) for dtype in BOTH),
         Surface(name="flat along y", generator=lambda z: torch.stack([z[:, 0], z[:, 0] ** 2, 0 * z[:, 0]], 1)),
-        *(Surface(name=f"d = 1, frequency {f}", d=1, generator=lambda z, f=f: twice(z, (f * z).sin())) for f in (3, 100)),
+        *(Surface(name=f"d = 1, waves {f}", d=1, generator=lambda z, f=f: twice(z, (f * z).sin())) for f in (3, 100)),
         Surface(name="d = 1, classifier", d=1, across=True, generator=lambda z: twice(z, z), features=two_classes(500)),
         Surface(name="hills", generator=hills, spread=2),
         Surface(name="bump, saddles", generator=bump(1, 0.5), across=True, given=saddles),
