@@ -129,15 +129,18 @@ def split(output: Any) -> tuple[Tensor, Tensor | None]:
 
 def measured(surface: Surface, curve: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Length of a curve ``t (n,) -> (n, d)`` in float64, and how far it may be off."""
-    n, error = surface.first, math.inf
-    length, missed = _polygon(surface, curve, n)
-    while error > AGREED * length and missed <= AGREED * length and n < 30 * surface.first:
-        n, before = 3 * n, length
-        length, missed = _polygon(surface, curve, n)
-        error = max(missed, abs(length - before))
+    length, error = before, missed = _polygon(surface, curve, surface.first)
+    for finer in (3, 9, 27):
+        # Where rounding or jumps are what is missed, finer polygons miss more.
+        if missed > AGREED * length:
+            break
+        length, missed = _polygon(surface, curve, finer * surface.first)
+        error, before = max(missed, abs(length - before)), length
+        if error <= AGREED * length:
+            break
     # A polygon sees no oscillation that is small beside its chords, nor all of very many. Random steps see them.
     sampled, spread = _sampled(surface, curve, FIRST)
-    if (error > AGREED * length and spread < length) or sampled - length > 6 * spread:
+    if (error > TOLERANCE * length and spread < length) or sampled - length > 6 * spread:
         sampled, spread = _sampled(surface, curve, 1 << 22)
         # But jumps they do not: less than the polygon's length no curve has.
         if 3 * spread < max(error, abs(sampled - length)) and sampled + 3 * spread >= length * (1 - AGREED):
