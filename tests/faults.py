@@ -367,6 +367,15 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             ["test_certificates_are_what_they_say"],
         ),
     ],
+    "solver/certificate": [
+        (
+            "measured on one grid alone",
+            "what is too thin for it has improvements and certified lengths that are not so",
+            "DOUBLINGS = 5",
+            "DOUBLINGS = 0",
+            ["test_stress.py::test_no_number_that_is_not_so"],
+        ),
+    ],
     "solver/search": [
         (
             "always converged",
