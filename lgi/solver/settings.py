@@ -26,8 +26,8 @@ class SolverSettings:
         after others, and a step that raises the energy is taken back; the energy is that of spectral elements (of
         degree 6, whatever ``nodes``); and the line is returned where no shorter curve was found.
     n_control : int
-        Largest number of control points. The paper's "maximal node count" has no number; 20 bring smooth closed forms
-        to 1e-6.
+        Largest number of control points. The paper's "maximal node count" has no number. 20 bring smooth closed forms
+        to 1e-6; metrics that the standard deviation rules need up to 35 (tests/benchmarks/walls.py).
     n_iterations : int
         Largest number of iterations of a curve, over all refinements.
     tolerance : float
@@ -56,7 +56,7 @@ class SolverSettings:
     """
 
     method: str = "gauss-newton"
-    n_control: int = 20
+    n_control: int = 35
     n_iterations: int = 100
     tolerance: float = 1e-3
     length_tolerance: float = 1e-3
