@@ -170,7 +170,7 @@ import resource, sys, torch
 from types import SimpleNamespace
 from lgi import algorithm1
 from lgi.metric import PullbackMetric
-def shorten(metric, start, end, settings):
+def shorten(metric, start, end, settings, first_pair):
     one = torch.ones(len(start))
     names = "straight_length length improvement residual refinement_gain length_error n_control n_rows"
     return SimpleNamespace(converged=one.bool(), **{name: one for name in names.split()})

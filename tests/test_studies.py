@@ -33,6 +33,9 @@ class Generator(nn.Module):
         return self.radius * torch.cat([z.sin(), z.cos(), z.square()], dim=1)
 
 
+# Some tests want few samples certified, others do not care.
+pytestmark = pytest.mark.filterwarnings("ignore::lgi.studies.UncertifiedWarning")
+
 METRIC = PullbackMetric(Generator())
 CHUNKS = "lgi_study_chunks"
 
@@ -41,7 +44,7 @@ CHUNKS = "lgi_study_chunks"
 def quick_solver(monkeypatch):
     """A stand-in for `lgi.shorten` where its results do not matter, only that each sample has its own."""
 
-    def shorten(metric, start, end, settings):
+    def shorten(metric, start, end, settings, *, first_pair):
         straight = (end - start).norm(dim=1) + start.norm(dim=1)
         length = straight * (1 - torch.exp(-start[:, 0].abs()) / 5)
         zero = torch.zeros_like(straight)
@@ -52,6 +55,7 @@ def quick_solver(monkeypatch):
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
+    monkeypatch.setattr(studies, "_FIRST", 1000)  # each chunk in one piece
 
 
 def run(folder=None, n=50, metric=METRIC, **options):
@@ -184,10 +188,10 @@ def at_call(quick_solver, monkeypatch):
     def set_up(n, act):
         real, calls = algorithm1.shorten, itertools.count(1)
 
-        def shorten(*arguments):
+        def shorten(*arguments, **options):
             if next(calls) == n:
                 act()
-            return real(*arguments)
+            return real(*arguments, **options)
 
         monkeypatch.setattr(algorithm1, "shorten", shorten)
 
@@ -215,7 +219,8 @@ def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
 SIGKILL = """
 import os, signal, torch
 torch.set_num_threads(1)
-from lgi import PullbackMetric, SolverSettings, worst_case_improvement
+from lgi import PullbackMetric, SolverSettings, studies, worst_case_improvement
+studies._FIRST = 8  # each chunk in one piece
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
 real, settings = os.replace, SolverSettings(n_control=4, n_iterations=3)
 worst_case_improvement(metric, 1, settings=settings)  # what a first call imports takes seconds, in each child again

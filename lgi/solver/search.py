@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from lgi.checks import NotFiniteError
 from lgi.solver.certificate import DOUBLINGS, KNOWN, length_error, projected_gradient, unresolved, within_rounding
 from lgi.solver.energy import Basis, Energy, Sample
 from lgi.solver.grid import Grid
@@ -32,15 +34,21 @@ class Search:
         self.found = Found.nothing(start, len(levels.all[-1].knots) - 4)
         self.history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def run(self, first: int, control: Tensor) -> Found:
-        """Search from control points (c, n_control, d) with the knots of level ``first``."""
+    def run(self, first: int, control: Tensor, advance: Callable[[int], object]) -> Found:
+        """Search from control points (c, n_control, d) with the knots of level ``first``.
+
+        ``advance`` is told, whenever curves are finished, how many.
+        """
         waiting: list[list[Group]] = [[] for _ in self.levels.all]
         index = torch.arange(len(control), device=control.device)
         waiting[first].append(Group(index, control.double(), torch.zeros_like(index)))
         for number, groups in enumerate(waiting):
             if groups:
-                for target, group in self._visit(number, first, Group.joined(groups)):
-                    waiting[target].append(group)
+                group = Group.joined(groups)
+                refined = self._visit(number, first, group)
+                for target, part in refined:
+                    waiting[target].append(part)
+                advance(len(group.index) - sum(len(part.index) for _, part in refined))
         self.found.remember(self.history)
         return self.found
 
@@ -272,7 +280,7 @@ def _carried(group: Group, level: Level, finer: Level) -> Group:
 def _refuse_nonfinite(energy: Tensor, start: Tensor, end: Tensor) -> None:
     bad = ~energy.isfinite()
     if bool(bad.any()):
-        raise ValueError(
+        raise NotFiniteError(
             f"the energy of {int(bad.sum())} of {len(bad)} initial curves is not finite, first from "
             f"{start[bad][0].tolist()} to {end[bad][0].tolist()}: the generator gives NaN or infinity on the way"
         )
