@@ -33,7 +33,6 @@ from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
 from lgi.models import pick_device
 from lgi.solver import SolverSettings, shorten
-from lgi.solver.energy import evenly
 from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
@@ -149,10 +148,11 @@ def worst_case_improvement(
     to the eigenspace, the first coordinate axis that is not nearly so takes the place of ``-z_A``. Random directions,
     uniform on the sphere, are turned towards the origin too.
 
-    Chunks begin at multiples of ``chunk_size`` and a shard consists of whole chunks. On a CPU, results are the same to
-    the last bit after a resumption, from shards, and however many samples are computed at a time; devices change
-    rounding only. (With ``starts="multi"``, bent curves are drawn by the place of a pair in its chunk, and so depend on
-    ``chunk_size``.) Memory beside the columns of the result does not grow with their number.
+    Chunks begin at multiples of ``chunk_size`` and a shard consists of whole chunks. How many samples are computed at a
+    time is measured once and kept with the study, so that results are the same to the last bit after a resumption; and
+    from shards, where a chunk takes less than ten seconds. Other numbers at a time, chunk sizes and devices change
+    rounding only. (Except with ``starts="multi"``, whose bent curves are drawn by the place of a pair in its chunk.)
+    Memory beside the columns of the result does not grow with their number.
 
     A straight line of length 0 has no improvement, nor has one on which the metric is not finite: such samples are
     kept, marked by :attr:`Study.defined`, and left out of the statistics.
@@ -383,8 +383,7 @@ class _Sampler:
         if self.codes is not None and "end_code" in rows:
             return start, self.place(self.codes[rows["end_code"]]), rows
         with torch.no_grad():
-            # As many points at a time as the processor rounds alike.
-            step = self.study_settings["step_size"] * evenly(self.directions, start[None], vectors[None])[0]
+            step = self.study_settings["step_size"] * self.directions(start, vectors)
         return start, self.place(start.cpu().double() + step), rows
 
     def _table(self, samples: range) -> Table:

@@ -36,10 +36,9 @@ _CHUNKS = "lgi_study_chunks"
 _VERSION = 2
 # With fewer certified samples than this share, a mean is told with a warning.
 _ENOUGH = 0.95
-# Seconds between two writes of a long study. A third of what it may be, because samples take unequally long.
-_SECONDS = 10.0
-# Samples that show how long one takes.
-_FIRST = 1
+# Seconds between two writes of a long study: a third of what they may be, because samples take unequally long. And
+# seconds of samples that are computed only to learn how long they take.
+_SECONDS, _LEARNT = 10.0, 0.3
 _RESAMPLES = 2000
 
 
@@ -331,8 +330,9 @@ def run(
     """Compute a study chunk by chunk; with a folder, go on with what is there.
 
     The study is the files of its chunks, ``folder/lgi_study_chunks/000000.safetensors`` and so on, each with seconds
-    and provenance in its header. A chunk that takes long is computed and written in pieces of about ten seconds, by
-    what the last one took: its file then holds its first samples, and is replaced when there are more. Whenever this is
+    and provenance in its header. A chunk that takes long is computed and written in pieces of about ten seconds: its
+    file then holds its first samples, and is replaced when there are more. Because the last bit of a result may depend
+    on what it is computed with, the size of the pieces is measured once and kept in the headers. Whenever this is
     killed, the same call goes on, and ends with the same samples. Shards may share a folder, whose samples are then
     those of all of them. No sample is ever deleted.
 
@@ -341,7 +341,7 @@ def run(
     settings : dict
         Everything that determines the study.
     compute : callable
-        Takes the numbers of some samples of a chunk and returns their table, the same whatever is asked for with them.
+        Takes the numbers of some samples of a chunk and returns their table.
     folder : pathlib.Path, optional
         Where to keep the study; by default nowhere.
     shard : (int, int), optional
@@ -371,29 +371,28 @@ def run(
         artifacts.check_writable(folder, _ELSEWHERE)
         provenance = artifacts.provenance(seed=settings["seed"])
     numbers = chunks_of(settings, shard)
-    tables, size = [], _FIRST
+    tables, usual = [], None if folder is None else _piece_in(folder)
     n_samples = sum(len(samples_of(number, settings)) for number in numbers)
     # A failure ends the bar before it is told.
     with progress_bar(n_samples, desc="improvement", unit="samples", show=progress) as advance:
         for number in numbers:
             samples, file = samples_of(number, settings), folder and folder / _CHUNKS / f"{number:06d}"
-            table, seconds = _kept(file)
+            table, seconds, piece = _kept(file)
             advance(_n_rows(table))
             while (done := _n_rows(table)) < len(samples):
-                part, begin = samples[done : done + size], time.perf_counter()
-                table = joined([table, compute(part)])
-                took = time.perf_counter() - begin
-                # The first may be quick ones: at most eight times as many as last time.
-                size = max(1, min(8 * len(part), int(_SECONDS / max(took, 1e-9) * len(part))))
-                seconds += took
+                piece = piece or (usual := usual or _measured_piece(compute, samples))
+                begin = time.perf_counter()
+                table = joined([table, compute(samples[done : done + piece])])
+                seconds += time.perf_counter() - begin
                 if folder is not None and file is not None:
                     # Once more: another study may have begun here meanwhile, or another run of this one be further.
                     settings = _settings_to_go_on(settings, folder)
-                    there, theirs = _kept(file)
-                    if _n_rows(there) >= _n_rows(table):
-                        table, seconds = there, theirs
+                    theirs = _kept(file)
+                    if _n_rows(theirs[0]) >= _n_rows(table):
+                        table, seconds, piece = theirs
                     else:
-                        record = {"samples": [samples.start, samples.start + _n_rows(table)], "seconds": seconds}
+                        held = [samples.start, samples.start + _n_rows(table)]
+                        record = {"samples": held, "seconds": seconds, "piece": piece}
                         written: Any = {"name": "study chunk", "settings": settings, "version": _VERSION}
                         artifacts.save(file, table, record, **written, provenance=provenance)
                 advance(_n_rows(table) - done)
@@ -401,12 +400,38 @@ def run(
     return _put_together([("what was computed", settings, joined(tables))]) if folder is None else load_study(folder)
 
 
-def _kept(file: Path | None) -> tuple[Table, float]:
-    """Samples in the file of a chunk, none if there is none, and the seconds that they took."""
+def _measured_piece(compute: Callable[[range], Table], samples: range) -> int:
+    """Samples to compute at a time: all of a chunk, or a fourth, a sixteenth, ... for about ten seconds.
+
+    Rough steps, so that the same study comes to the same number again.
+    """
+    n, size = 1, len(samples)
+    while True:
+        begin = time.perf_counter()
+        compute(samples[:n])
+        seconds = time.perf_counter() - begin
+        if seconds > _LEARNT or seconds * size <= _SECONDS * n or n == size:
+            break
+        n = min(8 * n, size)
+    while size > 1 and seconds * size > _SECONDS * n:
+        size = math.ceil(size / 4)
+    return size
+
+
+def _kept(file: Path | None) -> tuple[Table, float, int]:
+    """Samples in the file of a chunk, none if there is none, the seconds that they took, and the size of its pieces."""
     if file is None or not artifacts.exists(file):
-        return {}, 0.0
+        return {}, 0.0, 0
     kept = artifacts.load(file, name="study chunk", version=_VERSION)
-    return {name: column.numpy() for name, column in kept.tensors.items()}, kept.record["seconds"]
+    table = {name: column.numpy() for name, column in kept.tensors.items()}
+    # Before, chunks were computed as a whole.
+    return table, kept.record["seconds"], kept.record.get("piece", kept.settings["chunk_size"])
+
+
+def _piece_in(folder: Path) -> int | None:
+    """Size of the pieces of the study in a folder, if there is one."""
+    files = [file for file in _files(folder) if file.parent.name == _CHUNKS]
+    return _kept(files[0])[2] if files else None
 
 
 def _n_rows(table: Table) -> int:

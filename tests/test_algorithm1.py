@@ -397,7 +397,9 @@ def test_command_line_options_reach_the_study(tmp_path, capsys):
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
-    interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT, KeyboardInterrupt])
+    interrupted = Mock(
+        wraps=algorithm1.shorten, side_effect=[DEFAULT, DEFAULT, KeyboardInterrupt]
+    )  # a first call for its time
     with monkeypatch.context() as patch:
         patch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(SystemExit) as stop:

@@ -55,7 +55,7 @@ def quick_solver(monkeypatch):
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
-    monkeypatch.setattr(studies, "_FIRST", 1000)  # each chunk in one piece
+    monkeypatch.setattr(studies, "_measured_piece", lambda compute, samples: len(samples))  # else one more call
 
 
 def run(folder=None, n=50, metric=METRIC, **options):
@@ -219,8 +219,7 @@ def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
 SIGKILL = """
 import os, signal, torch
 torch.set_num_threads(1)
-from lgi import PullbackMetric, SolverSettings, studies, worst_case_improvement
-studies._FIRST = 8  # each chunk in one piece
+from lgi import PullbackMetric, SolverSettings, worst_case_improvement
 metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
 real, settings = os.replace, SolverSettings(n_control=4, n_iterations=3)
 worst_case_improvement(metric, 1, settings=settings)  # what a first call imports takes seconds, in each child again
