@@ -368,7 +368,7 @@ class _Sampler:
     def chunk(self, samples: range) -> Table:
         """Table of some samples of one chunk; where the metric is not finite, without what is then unknown."""
         try:
-            return self._table(samples)
+            return self._table(samples, self.solver)
         except NotFiniteError:
             # Which samples it is for, halving finds out; the others come out the same.
             half = len(samples) // 2
@@ -386,14 +386,18 @@ class _Sampler:
             step = self.study_settings["step_size"] * self.directions(start, vectors)
         return start, self.place(start.cpu().double() + step), rows
 
-    def _table(self, samples: range) -> Table:
+    def _table(self, samples: range, solver: SolverSettings) -> Table:
         start, end, rows = self._ends(samples)
         first = samples[0] % self.study_settings["chunk_size"]
-        result = shorten(self.metric, start, end, self.solver, first_pair=first)
+        result = shorten(self.metric, start, end, solver, first_pair=first)
         return self._columns(samples, start, end, rows, {name: getattr(result, name).cpu() for name in _MEASURED})
 
     def _lost(self, samples: range) -> Table:
-        """Table of one sample on whose straight line the metric is not finite."""
+        """Table of one sample with a curve on which the metric is not finite, or with such a start."""
+        # That may be a bent curve, or one that the search has come to; on the straight line, nothing is known.
+        for fewer in ({"starts": "line"}, {"starts": "line", "n_iterations": 0}):
+            with suppress(NotFiniteError):
+                return self._table(samples, dataclasses.replace(self.solver, **fewer))
         try:
             start, end, rows = self._ends(samples)
         except NotFiniteError:

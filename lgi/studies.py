@@ -380,7 +380,8 @@ def run(
             table, seconds, piece = _kept(file)
             advance(_n_rows(table))
             while (done := _n_rows(table)) < len(samples):
-                piece = piece or (usual := usual or _measured_piece(compute, samples))
+                usual = usual or piece or _measured_piece(compute, samples)
+                piece = piece or usual
                 begin = time.perf_counter()
                 table = joined([table, compute(samples[done : done + piece])])
                 seconds += time.perf_counter() - begin
