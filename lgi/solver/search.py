@@ -28,9 +28,8 @@ class Search:
     """Search for the shorter curves of one chunk of pairs, from one start each."""
 
     def __init__(self, energy: Energy, settings: SolverSettings, levels: Levels, start: Tensor, end: Tensor) -> None:
-        self.energy, self.settings, self.levels = energy, settings, levels
+        self.energy, self.settings, self.levels, self.start, self.end = energy, settings, levels, start, end
         self.method = METHODS[settings.method]
-        self.start, self.end = start, end
         self.found = Found.nothing(start, len(levels.all[-1].knots) - 4)
         self.history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -45,8 +44,7 @@ class Search:
         for number, groups in enumerate(waiting):
             if groups:
                 group = Group.joined(groups)
-                refined = self._visit(number, first, group)
-                for target, part in refined:
+                for target, part in (refined := self._visit(number, first, group)):
                     waiting[target].append(part)
                 advance(len(group.index) - sum(len(part.index) for _, part in refined))
         self.found.remember(self.history)
@@ -108,8 +106,7 @@ class Search:
         live, step, promised, energy = live[hopeful], step[hopeful], promised[hopeful], energy[hopeful]
         if len(live) == 0:
             return live
-        control = stage.group.control
-        trial = control[live]
+        trial = stage.group.control[live]
         trial[:, 1:-1] += step.unflatten(1, (-1, self.energy.d))
         trial = self.energy.rounded(trial)
         self.found.n_iterations[index[live]] += 1
@@ -119,7 +116,7 @@ class Search:
         # Within rounding a step is trusted: the gradient is still right where differences of energy are not.
         better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)
         won = live[better]
-        control[won], stage.gradient[won] = trial[better], gradient[better]
+        stage.group.control[won], stage.gradient[won] = trial[better], gradient[better]
         stage.sample[won] = tried[better]
         self._note(index[live], stage.sample[live])
         return live
