@@ -341,7 +341,7 @@ HOLES = {
         ("far starts", "explicit", math.inf, "line"),
         ("ends alone", "stochastic", math.inf, "multi"),
         ("a strip that the first nodes may miss", "deterministic", math.nan, "line"),
-        ("a strip that the first nodes may miss", "feature map", math.nan, "line"),
+        ("ends alone", "feature map", math.nan, "line"),
         ("the fingerprint's first point", "stochastic", math.nan, "line"),
     ],
 )
