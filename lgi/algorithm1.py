@@ -14,6 +14,7 @@ import json
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,19 +26,25 @@ import torch
 from torch import Tensor, nn
 
 from lgi import zoo
-from lgi.checks import describe, one_of
+from lgi.checks import NotFiniteError, describe, one_of
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
 from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
 from lgi.models import pick_device
 from lgi.solver import SolverSettings, shorten
-from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
+from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
 _LARGE = 64
 # Length of the random part of the vector, otherwise -z, that Lanczos iterations begin with.
 _RANDOM_SHARE = 1e-2
+
+# What a study keeps of a search.
+_MEASURED = (
+    *("straight_length", "length", "improvement", "converged", "residual", "refinement_gain", "length_error"),
+    *("n_control", "n_rows"),
+)
 
 Direction = Literal["maximal", "minimal", "random", "pairs"]
 Eigenvectors = Literal["auto", "eigh", "lanczos"]
@@ -104,7 +111,7 @@ def worst_case_improvement(
         ``(i, n)``: compute only part ``i`` of ``n``, counted from 1. Shards may share a folder; what they have written
         into several, :func:`merge_studies` puts together.
     chunk_size : int
-        Samples computed and written at a time.
+        Samples in a file. Where they take long, they are computed and written in pieces of about ten seconds.
     about : mapping, optional
         What a reader of the saved study should know, such as the name of the model; JSON values.
     progress : bool, optional
@@ -118,8 +125,8 @@ def worst_case_improvement(
     Raises
     ------
     ValueError
-        If an argument makes no sense; if the metric is not finite at a sample or on its straight line; if the folder
-        holds another study, naming what differs.
+        If an argument makes no sense; if the metric is finite nowhere; if the folder holds another study, naming what
+        differs.
     TypeError
         If ``metric`` is not a metric.
     lgi.artifacts.ArtifactError
@@ -129,6 +136,8 @@ def worst_case_improvement(
     -----
     UserWarning
         If Lanczos iterations end before the eigenvector is exact.
+    lgi.studies.UncertifiedWarning
+        If fewer than 95 % of the curves are certified.
 
     Notes
     -----
@@ -139,13 +148,14 @@ def worst_case_improvement(
     to the eigenspace, the first coordinate axis that is not nearly so takes the place of ``-z_A``. Random directions,
     uniform on the sphere, are turned towards the origin too.
 
-    Chunks begin at multiples of ``chunk_size`` and a shard consists of whole chunks, so that results are the same to
-    the last bit after a resumption and from shards; other chunk sizes and devices change rounding only. (Except with
-    ``starts="multi"``, whose bent curves are drawn by the place of a pair in its chunk.) Memory beside the columns of
-    the result does not grow with their number.
+    Chunks begin at multiples of ``chunk_size`` and a shard consists of whole chunks. How many samples are computed at a
+    time is measured once and kept with the study, so that results are the same to the last bit after a resumption; and
+    from shards, where a chunk takes less than ten seconds. Other numbers at a time, chunk sizes and devices change
+    rounding only. (Except with ``starts="multi"``, whose bent curves are drawn by the place of a pair in its chunk.)
+    Memory beside the columns of the result does not grow with their number.
 
-    A straight line of length 0 has no improvement: such samples are kept, marked by :attr:`Study.defined`, and left
-    out of the statistics.
+    A straight line of length 0 has no improvement, nor has one on which the metric is not finite: such samples are
+    kept, marked by :attr:`Study.defined`, and left out of the statistics.
 
     References
     ----------
@@ -183,13 +193,16 @@ def worst_case_improvement(
         except ValueError as error:
             chosen = f"dtype={sampler.dtype} and device={str(sampler.device)!r}"
             raise ValueError(f"with {chosen} (give others if the metric needs them): {error}") from error
-        return run(
+        study = run(
             study_settings,
             sampler.chunk,
             None if folder is None else Path(folder),
             shard=_checked_shard((1, 1) if shard is None else shard, len(chunks_of(study_settings))),
             progress=progress,
         )
+    if study.warning:
+        warnings.warn(study.warning, UncertifiedWarning, stacklevel=2)
+    return study
 
 
 def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, latent_dim: int | None) -> None:
@@ -292,9 +305,9 @@ class _Sampler:
         start = self.draw(range(4), seed=0)[0]
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
         with torch.no_grad():
-            speeds = self.metric.squared_speed(self.place(start), self.place(towards))
+            speeds = self._squared_speeds(start, towards)
             norms = [torch.linalg.vector_norm(x.double()).item() for x in _parameters(self.metric)]
-        found = {"speeds in the metric": speeds.double().tolist(), "parameters of the metric": norms}
+        found = {"speeds in the metric": speeds, "parameters of the metric": norms}
         if self.codes is None:
             return found | {"codes": [], "order and signs of the codes": []}
         size = self.codes.norm(dim=0)
@@ -302,6 +315,19 @@ class _Sampler:
         weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(self.codes)))
         sums = weights @ self.codes / size.clamp_min(torch.finfo(size.dtype).tiny)
         return found | {"codes": [len(self.codes), *size.tolist()], "order and signs of the codes": sums.tolist()}
+
+    def _squared_speeds(self, z: Tensor, v: Tensor) -> list[float]:
+        """Of vectors ``v`` at points ``z`` (n, d), -1 where the metric is not finite; somewhere it must be."""
+        found = []
+        for one in zip(self.place(z).split(1), self.place(v).split(1), strict=True):
+            try:
+                found.append(self.metric.squared_speed(*one).item())
+            except NotFiniteError as error:
+                found.append(-1.0)
+                lost = error
+        if max(found) < 0:
+            raise lost
+        return found
 
     def place(self, z: Tensor) -> Tensor:
         """Points as the metric wants them."""
@@ -339,31 +365,54 @@ class _Sampler:
             space = eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
-    def chunk(self, number: int) -> Table:
-        """Table of the samples of one chunk."""
-        samples = samples_of(number, self.study_settings)
-        drawn, vectors, rows = self.draw(samples, self.study_settings["seed"])
-        start = self.place(drawn)
+    def chunk(self, samples: range) -> Table:
+        """Table of some samples of one chunk; where the metric is not finite, without what is then unknown."""
         try:
-            with torch.no_grad():
-                if self.codes is not None and "end_code" in rows:
-                    end = self.place(self.codes[rows["end_code"]])
-                else:
-                    step = self.study_settings["step_size"] * self.directions(start, vectors)
-                    end = self.place(start.cpu().double() + step)
-            result = shorten(self.metric, start, end, self.solver)
+            return self._table(samples, self.solver)
+        except NotFiniteError:
+            # Which samples it is for, halving finds out; the others come out the same.
+            half = len(samples) // 2
+            return joined([self.chunk(samples[:half]), self.chunk(samples[half:])]) if half else self._lost(samples)
         except ValueError as error:
             raise ValueError(f"samples {samples[0]} to {samples[-1]}: {error}") from error
-        certificates = ("converged", "residual", "refinement_gain", "length_error")
-        measured = ("straight_length", "length", "improvement", *certificates, "n_control", "n_rows")
-        return Study(
-            index=torch.tensor(samples),
-            start=start.cpu(),
-            end=end.cpu(),
-            **{name: getattr(result, name).cpu() for name in measured},
-            **rows,
-            settings=self.study_settings,
-        ).columns
+
+    def _ends(self, samples: range) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Ends of the straight lines (n, d), and rows of the codes."""
+        drawn, vectors, rows = self.draw(samples, self.study_settings["seed"])
+        start = self.place(drawn)
+        if self.codes is not None and "end_code" in rows:
+            return start, self.place(self.codes[rows["end_code"]]), rows
+        with torch.no_grad():
+            step = self.study_settings["step_size"] * self.directions(start, vectors)
+        return start, self.place(start.cpu().double() + step), rows
+
+    def _table(self, samples: range, solver: SolverSettings) -> Table:
+        start, end, rows = self._ends(samples)
+        first = samples[0] % self.study_settings["chunk_size"]
+        result = shorten(self.metric, start, end, solver, first_pair=first)
+        return self._columns(samples, start, end, rows, {name: getattr(result, name).cpu() for name in _MEASURED})
+
+    def _lost(self, samples: range) -> Table:
+        """Table of one sample with a curve on which the metric is not finite, or with such a start."""
+        # That may be a bent curve, or one that the search has come to; on the straight line, nothing is known.
+        for fewer in ({"starts": "line"}, {"starts": "line", "n_iterations": 0}):
+            with suppress(NotFiniteError):
+                return self._table(samples, dataclasses.replace(self.solver, **fewer))
+        try:
+            start, end, rows = self._ends(samples)
+        except NotFiniteError:
+            drawn, _, rows = self.draw(samples, self.study_settings["seed"])
+            start, end = self.place(drawn), torch.full_like(self.place(drawn), torch.nan)
+        unknown = start.cpu().new_full((1,), torch.nan)
+        no = torch.zeros_like(unknown)
+        known = {"improvement": no, "converged": no.bool(), "n_control": no.long(), "n_rows": no}
+        return self._columns(samples, start, end, rows, dict.fromkeys(_MEASURED, unknown) | known)
+
+    def _columns(
+        self, samples: range, start: Tensor, end: Tensor, rows: dict[str, Tensor], measured: dict[str, Tensor]
+    ) -> Table:
+        index, settings = torch.tensor(samples), self.study_settings
+        return Study(index=index, start=start.cpu(), end=end.cpu(), **measured, **rows, settings=settings).columns
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -403,7 +452,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     add("--feature-map", choices=get_args(ClassifierOutput), help="output of the logistic regression; by default none")
     add("--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="most control points" + defaults)
     add("--shard", type=_shard, metavar="I/N", help="compute part I of N")
-    add("--chunk-size", type=int, default=500, metavar="N", help="samples computed and written at a time" + defaults)
+    add("--chunk-size", type=int, default=500, metavar="N", help="samples in a file" + defaults)
     add("--device", default="auto", help="auto, cpu, cuda, ..." + defaults)
     add("--quiet", action="store_true", help="no progress bar, no summary")
     return parser, parser.parse_args(argv)
@@ -449,7 +498,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, args = _parse(argv)
     merging = "parts" in args
     try:
-        study = merge_studies(args.parts, folder=args.out) if merging else _study(args)
+        with warnings.catch_warnings():
+            # The summary says it.
+            warnings.simplefilter("ignore", UncertifiedWarning)
+            study = merge_studies(args.parts, folder=args.out) if merging else _study(args)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:

@@ -6,6 +6,10 @@ from typing import Any
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """A generator gives NaN or infinity, or a metric comes out so. One pair of many may be left out for it."""
+
+
 def describe(x: Any) -> str:
     """What was given, for a message."""
     return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from lgi.checks import describe
 from lgi.metric import Metric
 from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
-from lgi.studies import bootstrap_interval
+from lgi.studies import UncertifiedWarning, bootstrap_interval, doubt
 
 
 class StatisticalTest(NamedTuple):
@@ -85,10 +86,25 @@ class Comparison:
         """Mean of ``difference``."""
         return float(self.difference.mean())
 
+    @property
+    def certified(self) -> float:
+        """Share of the pairs whose curves are certified in both models."""
+        return float((self.converged_a & self.converged_b).double().mean())
+
+    @property
+    def mean_difference_certified(self) -> float:
+        """Mean of ``difference`` over the pairs certified in both models alone; NaN if there are none."""
+        return float(self.difference[self.converged_a & self.converged_b].mean())
+
+    @property
+    def warning(self) -> str:
+        """What to beware of where fewer than 95 % are certified, and what to do; else empty."""
+        return doubt(self.certified, self.mean_difference, self.mean_difference_certified)
+
     @cached_property
     def confidence_interval(self) -> tuple[float, float]:
-        """95 % interval of the mean difference: the percentiles of 2000 bootstrap samples of pairs (fixed seed)."""
-        return bootstrap_interval(self.difference.numpy())
+        """95 % interval of the mean difference over pairs, see :func:`lgi.studies.bootstrap_interval`."""
+        return bootstrap_interval(self.difference.numpy(), least=-1, most=1)
 
     @cached_property
     def signed_rank(self) -> StatisticalTest:
@@ -170,6 +186,11 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
     TypeError
         If ``metric_a`` or ``metric_b`` is not a metric.
 
+    Warns
+    -----
+    lgi.studies.UncertifiedWarning
+        If fewer than 95 % of the pairs are certified in both models.
+
     Notes
     -----
     A relative improvement has no unit. Lengths do: they are commensurable only where both metrics measure in one space,
@@ -191,13 +212,17 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
             if start.shape == end.shape:
                 _refuse_pairs((start == end).all(-1), "identical end points: leave them out, in both models")
             result = shorten(metric, start, end, how)
+            _refuse_pairs(result.straight_length.isnan(), "a straight line on which the metric is not finite")
             _refuse_pairs(result.straight_length == 0, "end points without a distance: the generator is constant there")
         except ValueError as error:
             raise ValueError(f"model {model}: {error}") from error
         for name in ("improvement", "straight_length", "length", "converged", "residual"):
             fields[f"{name}_{model}"] = getattr(result, name).cpu()
         fields[f"curve_{model}"] = CubicBSpline(result.curve.control_points.cpu(), result.curve.knots.cpu())
-    return Comparison(**fields, threshold=float(threshold), relative=relative)
+    comparison = Comparison(**fields, threshold=float(threshold), relative=relative)
+    if comparison.warning:
+        warnings.warn(comparison.warning, UncertifiedWarning, stacklevel=2)
+    return comparison
 
 
 def _refuse_pairs(bad: Tensor, reason: str) -> None:

@@ -16,8 +16,11 @@ from torch import nn
 import lgi
 from lgi import algorithm1
 from lgi.algorithm1 import main, worst_case_improvement
-from lgi.metric import PullbackMetric
+from lgi.metric import ExplicitMetric, PullbackMetric
 from lgi.solver import SolverSettings
+
+# Of searches without iterations hardly a curve is certified.
+pytestmark = pytest.mark.filterwarnings("ignore::lgi.studies.UncertifiedWarning")
 
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}
@@ -170,7 +173,7 @@ import resource, sys, torch
 from types import SimpleNamespace
 from lgi import algorithm1
 from lgi.metric import PullbackMetric
-def shorten(metric, start, end, settings):
+def shorten(metric, start, end, settings, first_pair):
     one = torch.ones(len(start))
     names = "straight_length length improvement residual refinement_gain length_error n_control n_rows"
     return SimpleNamespace(converged=one.bool(), **{name: one for name in names.split()})
@@ -299,9 +302,12 @@ def test_bad_metrics():
     with pytest.raises(ValueError, match="give latent_dim"):
         worst_case_improvement(PullbackMetric(lambda z: z.repeat(1, 3)))
     assert len(study(PullbackMetric(lambda z: z.repeat(1, 3)), 2, latent_dim=2)) == 2
-    holed = PullbackMetric(lambda z: torch.where(z.abs() > 2, torch.nan, z).repeat(1, 3), latent_dim=2)
-    with pytest.raises(ValueError, match=r"samples \d+ to \d+: .*(NaN|finite)"):
-        study(holed, 100, chunk_size=10)
+    nowhere = PullbackMetric(lambda z: z.repeat(1, 3) * torch.nan, latent_dim=2)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        study(nowhere, 10)
+    indefinite = ExplicitMetric(lambda z: torch.diag_embed(torch.stack([z[:, 0], 1 + z[:, 0] ** 2], -1)), latent_dim=2)
+    with pytest.raises(ValueError, match=r"samples \d+ to \d+: .*positive semi-definite"):
+        study(indefinite, 100, chunk_size=10, codes=torch.tensor([[1.0, 0.0], [1.2, 0.0], [-1.0, 0.0]]))
 
 
 def test_lines_of_length_zero_are_left_out():
@@ -315,9 +321,65 @@ def test_lines_of_length_zero_are_left_out():
     assert found.mean == found.improvement[found.defined].mean()
     assert f"{undefined.sum()} left out" in str(found)
     flat = study(PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1), 3, latent_dim=2)
-    with pytest.raises(ValueError, match="all 3 samples have length 0"):
+    with pytest.raises(ValueError, match="no statistics of 3 samples, 3 left out: their straight lines have length 0"):
         _ = flat.mean
     assert "none with an improvement" in str(flat)
+
+
+HOLES = {
+    "far starts": lambda z: z[:, 0].abs() > 1.2,
+    "ends alone": lambda z: z.norm(dim=1) < 0.3,
+    "a strip that the first nodes may miss": lambda z: (z[:, 0] - 0.5).abs() < 0.03,
+    "the fingerprint's first point": lambda z: (z[:, 0] - 0.12).abs() < 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("hole", "kind", "value", "starts"),
+    [
+        ("far starts", "deterministic", math.nan, "multi"),
+        ("far starts", "explicit", math.inf, "line"),
+        ("ends alone", "stochastic", math.inf, "multi"),
+        ("a strip that the first nodes may miss", "deterministic", math.nan, "line"),
+        ("ends alone", "feature map", math.nan, "line"),
+        ("the fingerprint's first point", "stochastic", math.nan, "line"),
+    ],
+)
+def test_samples_where_the_metric_is_not_finite_are_kept_and_left_out(tmp_path, hole, kind, value, starts):
+    inside, decoder = HOLES[hole], Decoder()
+
+    def metric(holed):
+        def values(z):
+            return torch.where((inside(z) & holed)[:, None], value, decoder(z))
+
+        if kind == "explicit":
+            return ExplicitMetric(lambda z: torch.diag_embed(1 + values(z)[:, :2] ** 2), latent_dim=2)
+        std = "stochastic", "feature map"
+        generator = (lambda z: (values(z), 0.1 + values(z) ** 2)) if kind in std else values
+        return PullbackMetric(generator, torch.sin if kind == "feature map" else None, latent_dim=2)
+
+    options = {"step_size": 0.8, "settings": SolverSettings(n_iterations=6, starts=starts, n_starts=2)} | DOUBLE
+    found = worst_case_improvement(metric(True), 24, folder=tmp_path, **options)
+    whole = worst_case_improvement(metric(False), 24, **options)
+    lost = ~found.defined
+    assert len(found) == 24
+    assert 0 < lost.sum() < 20
+    assert torch.equal(lost, found.straight_length.isnan())
+    assert found.improvement[lost].eq(0).all()
+    assert not found.converged[lost].any()
+    assert torch.equal(found.start, whole.start)
+    ends = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None, None]
+    lines = whole.start + ends * (whole.end - whole.start)
+    assert inside(lines[:, lost].flatten(0, 1)).unflatten(0, (2001, -1)).any(0).all()
+    assert found.improvement[~lost].max() > 0.005
+    # The search may meet a hole beside the line; the line itself is the same.
+    for name in ("end", "straight_length"):
+        torch.testing.assert_close(getattr(found, name)[~lost], getattr(whole, name)[~lost], rtol=1e-3, atol=0)
+    assert math.isfinite(found.mean)
+    assert f"{lost.sum()} left out: their straight lines lead to where the metric is not finite" in str(found)
+    found.save(tmp_path / "study")
+    record = lgi.artifacts.load(tmp_path / "study", name="study").record
+    assert (record["undefined"], record["not_finite"]) == (lost.sum(), lost.sum())
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -397,7 +459,9 @@ def test_command_line_options_reach_the_study(tmp_path, capsys):
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
-    interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT, KeyboardInterrupt])
+    interrupted = Mock(
+        wraps=algorithm1.shorten, side_effect=[DEFAULT, DEFAULT, KeyboardInterrupt]
+    )  # a first call for its time
     with monkeypatch.context() as patch:
         patch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(SystemExit) as stop:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from lgi.algorithm1 import worst_case_improvement
 from lgi.inversion import invert
 from lgi.metric import metric_fields
 from lgi.progress import progress_bar
+from lgi.solver import shortening
 
 METRIC = lgi.PullbackMetric(lambda z: z @ torch.eye(2, 3), latent_dim=2)
 START, END = torch.zeros(4, 2), torch.ones(4, 2)
@@ -78,6 +80,30 @@ def test_a_study_that_fails_ends_its_bar(tmp_path, capsys, folder):
         studies.run(settings, lambda number: 1 // 0, folder and tmp_path / folder, progress=True)
     assert capsys.readouterr().err.endswith("\n")
     assert raised.tb is not None
+
+
+@pytest.mark.parametrize("starts", ["line", "multi", "graph"])
+def test_the_bar_of_shorten_moves_as_curves_finish(monkeypatch, starts):
+    told = []
+
+    @contextmanager
+    def bar(total, **_):
+        told.append(total)
+        yield told.append
+
+    monkeypatch.setattr(shortening, "progress_bar", bar)
+    generator = torch.Generator().manual_seed(0)
+    start, end = torch.randn(2, 30, 2, generator=generator, dtype=torch.float64)
+    end[:3] = start[:3]
+    metric = lgi.PullbackMetric(lambda z: torch.cat([z, (2 * z).sin()], dim=1), latent_dim=2)
+    points = torch.randn(50, 2, generator=generator, dtype=torch.float64) if starts == "graph" else None
+    lgi.shorten(metric, start, end, lgi.SolverSettings(starts=starts, n_starts=3), points=points)
+    total, coincident, *steps = told
+    per_pair = {"line": 1, "multi": 3, "graph": 2}[starts]
+    assert (total, coincident) == (30 * per_pair, 3 * per_pair)
+    assert sum(steps) == 27 * per_pair
+    assert len([step for step in steps if step]) > per_pair
+    assert min(steps) >= 0
 
 
 class HeldForEver:

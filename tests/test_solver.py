@@ -502,7 +502,7 @@ def test_other_bad_input():
     with pytest.raises(TypeError, match=r"expected a metric.*PullbackMetric"):
         shorten(random_decoder(), start, end)
     broken = PullbackMetric(lambda z: torch.where(z.abs() > 100, torch.nan, z).repeat(1, 2))
-    with pytest.raises(ValueError, match="not finite: the generator gives NaN or infinity on the way; the first leads from"):
+    with pytest.raises(ValueError, match="NaN or infinity on the way; the first leads from"):
         shorten(broken, start, end + 1000, QUIET)
     with pytest.raises(ValueError, match="points are needed"):
         shorten(PullbackMetric(random_decoder()), start, end, SolverSettings(starts="graph"))

@@ -1,5 +1,6 @@
 """Metrics concentrated on thin ridges, as class probabilities make them: what is reported must be a length."""
 
+import analytic
 import pytest
 import torch
 
@@ -87,3 +88,46 @@ def test_split_adds_up():
         torch.testing.assert_close(
             embedded.squared_speed(z, v) + rest.squared_speed(z, v), metric.squared_speed(z, v), rtol=1e-10, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("method", ["gauss-newton", "lbfgs"])
+def test_a_saddle_is_left(method):
+    """Straight over the top of a hill, and along the outer equator of a torus to the far side, nothing pulls aside."""
+    hill = PullbackMetric(lambda z: torch.cat([z, torch.exp(-4 * z.square().sum(-1, keepdim=True))], -1), latent_dim=2)
+    torus = PullbackMetric(analytic.torus_embed, latent_dim=2)
+    for metric, end, axis in ((hill, 1.5, 0), (torus, 2.5, 1)):
+        there = torch.zeros(1, 2, dtype=torch.float64)
+        there[:, axis] = end
+        result = lgi.shorten(metric, -there, there, lgi.SolverSettings(method=method))
+        assert result.improvement > 0.15
+        assert result.converged
+        assert result.curvature > -1e-3
+    stuck = lgi.shorten(torus, -there, there, lgi.SolverSettings(method=method, n_iterations=0))
+    assert not stuck.converged
+    assert stuck.curvature < -1e-3
+    assert "no minimum" in stuck.message[0]
+
+
+def test_walls_of_the_standard_deviation_are_certified():
+    """A precision of Gaussians around the data: the standard deviation grows like exp(r^2), up to a plateau."""
+    plateau = lambda z: (1e-4 + torch.exp(-3 * z.square().sum(1, keepdim=True))).rsqrt().expand_as(z)  # noqa: E731
+    metric = PullbackMetric(lambda z: (z.repeat(1, 2), plateau(z).repeat(1, 2)), latent_dim=2)
+    angle = torch.linspace(0, 3, 8, dtype=torch.float64)
+    start = torch.stack([angle.cos(), angle.sin()], -1)
+    result = lgi.shorten(metric, start, start.flip(0).roll(3, 0) * 1.1)
+    assert result.converged.all()
+
+
+def test_kinks_are_recognised():
+    """Where derivatives jump no certificate is to be had; the search says so and does not look for it for long."""
+    cost = {}
+    for activation in (torch.nn.ReLU, torch.nn.Softplus):
+        torch.manual_seed(0)
+        widths = (torch.nn.Linear(4, 64), activation(), torch.nn.Linear(64, 64), activation(), torch.nn.Linear(64, 50))
+        metric = PullbackMetric(torch.nn.Sequential(*widths).double(), latent_dim=4)
+        result = lgi.shorten(metric, *torch.randn(2, 6, 4, dtype=torch.float64))
+        kinked = ["jump" in message for message in result.message]
+        # Of one curve through ReLUs, not even the length is known to a thousandth.
+        assert sum(kinked) == (5 if activation is torch.nn.ReLU else 0)
+        cost[activation] = result.n_rows.mean()
+    assert cost[torch.nn.ReLU] < 25 * cost[torch.nn.Softplus]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgi.checks import describe
+from lgi.checks import NotFiniteError, describe
 
 
 def in_chunks(function: Callable[..., Any], n_rows: Callable[[Tensor], int], *tensors: Tensor) -> Any:
@@ -109,7 +109,7 @@ def finite(result: Tensor, z: Tensor) -> Tensor:
         bad = ~is_finite.reshape(*z.shape[:-1], -1).all(-1).reshape(-1)
         point = z.detach().reshape(-1, z.shape[-1])[bad][0]
         cause = "z itself is not finite" if not bool(point.isfinite().all()) else "the generator gives NaN or infinity"
-        raise ValueError(
+        raise NotFiniteError(
             f"no finite result at {int(bad.sum())} of {bad.numel()} points, first z = {point.tolist()}: {cause}"
         )
     return result

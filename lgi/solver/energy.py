@@ -21,7 +21,7 @@ _VALUE, _VALUE_GRADIENT, _COLUMN, _SPEED, _SPEED_GRADIENT = 1.0, 2.1, 1.75, 3.3,
 # Rounding errors of a decoder's values, in units of the dtype's precision.
 _ROUNDING = 4
 # Points at which a curve is first looked at for kinks, and how often the two spans with the largest change are halved.
-_KINK_NODES, _KINK_HALVINGS = 33, 6
+_KINK_NODES, _KINK_HALVINGS = 33, 9
 # Points: whatever their number of values is, these fill whole vectors (AVX-512, float32).
 _VECTOR = 16
 
@@ -244,7 +244,7 @@ class Energy:
         self.budget = 1 << 18 if self.device.type == "cpu" else 1 << 24
 
     def jumps(self, knots: Tensor, control: Tensor) -> Tensor:
-        """Whether the derivative of decoded splines jumps (c,), as far as can be told at a thousandth of the curve.
+        """Whether the derivative of decoded splines jumps (c,), as far as can be told at some thousandths of the curve.
 
         Where the slope of the polygon through 33 points changes most, the points are moved together by halves. Each
         time, the change of a smooth slope halves too; at a kink, once it is alone, it stays.
@@ -252,18 +252,20 @@ class Energy:
         if self.embedded is None:
             return torch.zeros(len(control), dtype=torch.bool, device=self.device)
         t = torch.linspace(0, 1, _KINK_NODES, dtype=torch.float64).expand(len(control), -1)
-        changes = []
-        while len(changes) < _KINK_HALVINGS:
+        changes: list[Tensor] = []
+        found = torch.zeros(len(control), dtype=torch.bool, device=self.device)
+        for halvings in range(_KINK_HALVINGS):
             B = torch.stack([spline_basis(knots, row) for row in t]).to(self.device)
             h = evenly(self.embedded.metric.embed, (B @ control).to(self.dtype)).double()
             dt = (t[:, 1] - t[:, 0]).to(self.device)
             change = torch.linalg.vector_norm(h[:, 2:] - 2 * h[:, 1:-1] + h[:, :-2], dim=-1) / dt[:, None]
             most, where = change.max(1)
+            rounding = _ROUNDING * torch.finfo(self.dtype).eps * torch.linalg.vector_norm(h, dim=-1).amax(1) / dt
+            if halvings > _KINK_HALVINGS // 2:
+                found |= (most > changes[-3] / 2) & (most > 10 * rounding)
             changes.append(most)
-            left = t.gather(1, where.cpu()[:, None])
-            t = left + dt.cpu()[:, None] * torch.linspace(0, 2, 5, dtype=torch.float64)
-        rounding = _ROUNDING * torch.finfo(self.dtype).eps * torch.linalg.vector_norm(h, dim=-1).amax(1) / dt
-        return (changes[-1] > changes[-4] / 2) & (changes[-1] > 10 * rounding)
+            t = t.gather(1, where.cpu()[:, None]) + dt.cpu()[:, None] * torch.linspace(0, 2, 5, dtype=torch.float64)
+        return found
 
     def rounded(self, control: Tensor) -> Tensor:
         """Control points as they are handed out: what is certified must be the same."""

@@ -90,8 +90,8 @@ class ShortenResult:
         of it, whichever is more, and ``curvature``, where it is known, not below ``-tolerance``.
     curvature : Tensor, shape (...)
         Least relative second derivative of the energy of a stationary curve, as in :func:`lgi.certify`: below 0 at a
-        saddle. 0.1 stands for at least so much; NaN where the curve is not stationary, or it would take too much
-        memory.
+        saddle. 0.1 and 0.02 stand for at least so much, NaN for a curve that is not stationary, or where it would take
+        too much memory.
     residual : Tensor, shape (...)
         Relative projected gradient: ``sqrt(g^T N^-1 g / (4 E))``, with the gradient ``g`` of the energy with respect to
         the free control points, on the measuring grid, and ``N`` the matrix of the norm ``integral of |eta'|_M^2 dt``

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lgi.solver.certificate import (
-    DOUBLINGS,
-    KNOWN,
-    least_curvature,
-    length_error,
-    projected_gradient,
-    unresolved,
-    within_rounding,
-)
-from lgi.solver.energy import Basis, Energy, Sample
-from lgi.solver.grid import Grid
+from lgi.checks import NotFiniteError
+from lgi.solver.certificate import DOUBLINGS
+from lgi.solver.energy import Energy, Sample
 from lgi.solver.methods import METHODS
-from lgi.solver.methods.base import CONVEX, Group, Method, Stage, Steps
+from lgi.solver.methods.base import Group, Method, Stage, Steps
 from lgi.solver.refinement import Level, Levels, prolongation
 from lgi.solver.result import CERTIFIED, UNCERTAIN, Found, Status
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import line
+from lgi.solver.verdict import Verdict
 
 # A step that is taken unseen mostly leaves a small residual. Where it is not small enough, but below so many times the
 # tolerance, so many more steps are taken on the measuring grid.
@@ -33,37 +26,34 @@ _NEAR, _CORRECTIONS = 30, 3
 _HARD = 8
 # Control points of a curve are no further from its start than so many times its end is.
 _FAR = 1e3
-# How far a saddle is left, in variations of norm 1 and parts of the root of the energy; the best of them is taken.
-_LEAVE = (0.03, 0.1, 0.3, 1.0)
 
 
 class Search:
     """Search for the shorter curves of one chunk of pairs, from one start each."""
 
     def __init__(self, energy: Energy, settings: SolverSettings, levels: Levels, start: Tensor, end: Tensor) -> None:
-        self.energy, self.settings, self.levels = energy, settings, levels
+        self.energy, self.settings, self.levels, self.start, self.end = energy, settings, levels, start, end
         self.method = METHODS[settings.method]
-        self.start, self.end = start, end
         self.found = Found.nothing(start, len(levels.all[-1].knots) - 4)
+        self.verdict = Verdict(energy, settings, self.found, start, end)
         self.history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def run(self, first: int, control: Tensor) -> Found:
-        """Search from control points (c, n_control, d) with the knots of level ``first``."""
+    def run(self, first: int, control: Tensor, advance: Callable[[int], object]) -> Found:
+        """Search from control points (c, n_control, d) with the knots of level ``first``.
+
+        ``advance`` is told, whenever curves are finished, how many.
+        """
         waiting: list[list[Group]] = [[] for _ in self.levels.all]
         index = torch.arange(len(control), device=control.device)
         waiting[first].append(Group(index, control.double(), torch.zeros_like(index)))
         while any(waiting):
             number = next(number for number, groups in enumerate(waiting) if groups)
-            groups, waiting[number] = waiting[number], []
-            for target, group in self._visit(number, first, Group.joined(groups)):
-                waiting[target].append(group)
+            group, waiting[number] = Group.joined(waiting[number]), []
+            for target, part in (refined := self._visit(number, first, group)):
+                waiting[target].append(part)
+            advance(len(group.index) - sum(len(part.index) for _, part in refined))
         self.found.remember(self.history)
         return self.found
-
-    def _sample(self, grid: Grid, basis: Basis, index: Tensor, control: Tensor, order: int) -> Sample:
-        """Energies of the curves ``index``, and note what that has cost."""
-        self.found.n_rows[index] += self.energy.cost(grid, order)
-        return self.energy.sample(grid, basis, control, order)
 
     def _visit(self, number: int, first: int, group: Group) -> list[tuple[int, Group]]:
         """Optimise curves at one level; return those to be refined, with the levels where they go on."""
@@ -71,7 +61,7 @@ class Search:
         self.found.n_iterations[index] += number != first
         order = self.method.order if group.curvature is None else 1
         basis = self.energy.basis(level.grid, level.knots)
-        sample = self._sample(level.grid, basis, index, group.control, order)
+        sample = self.verdict.sample(level.grid, basis, index, group.control, order)
         if number == first:
             _refuse_extreme(self.energy, sample, self.start[index], self.end[index])
         if order == 2:
@@ -101,31 +91,10 @@ class Search:
             if len(live) == 0:
                 break
             stale = method.stale(live)
-            self._renew(stage, method, stale[self._is_smooth(level, index[stale], group.control[stale])])
+            self.verdict.renew(stage, method, stale[self.verdict.is_smooth(level, index[stale], group.control[stale])])
             live = self._iterate(stage, method, live)
         group.learnt = method.learnt()
         return self._conclude(number, stage, method)
-
-    def _renew(self, stage: Stage, method: Method, stale: Tensor) -> None:
-        """Compute second derivatives of the curves ``stale`` anew."""
-        for part in self._parts(stale, stage.grid):
-            group = stage.group[part]
-            sample = self._sample(stage.grid, stage.basis, group.index, group.control, 2)
-            assert sample.curvature is not None
-            method.renew(stage, part, sample.curvature)
-
-    def _is_smooth(self, level: Level, index: Tensor, control: Tensor) -> Tensor:
-        """Whether decoded curves have no kinks (c,); each is looked at once, when the search has met a difficulty."""
-        found, new = self.found, (self.found.smooth[index] < 0).nonzero()[:, 0]
-        if len(new):
-            found.smooth[index[new]] = 1 - self.energy.jumps(level.knots, control[new]).long()
-            found.n_rows[index[new]] += self.energy.kink_cost
-        return found.smooth[index] == 1
-
-    def _parts(self, curves: Tensor, grid: Grid) -> Sequence[Tensor]:
-        """So many of some curves at a time that their second derivatives, at all pairs of nodes, fit into memory."""
-        n_curves = max(1, 8 * self.energy.budget // (len(grid.t) * self.energy.d) ** 2)
-        return curves.split(n_curves) if len(curves) else ()
 
     def _iterate(self, stage: Stage, steps: Steps, live: Tensor) -> Tensor:
         """Try one step of the curves ``live``; return those for which another may make sense."""
@@ -137,12 +106,11 @@ class Search:
         live, step, promised, energy = live[hopeful], step[hopeful], promised[hopeful], energy[hopeful]
         if len(live) == 0:
             return live
-        control = stage.group.control
-        trial = control[live]
+        trial = stage.group.control[live]
         trial[:, 1:-1] += step.unflatten(1, (-1, self.energy.d))
         trial = self.energy.rounded(trial)
         self.found.n_iterations[index[live]] += 1
-        tried = self._sample(stage.grid, stage.basis, index[live], trial, 1)
+        tried = self.verdict.sample(stage.grid, stage.basis, index[live], trial, 1)
         gradient = tried.gradient(stage.basis)
         # Within rounding a step is trusted: the gradient is still right where differences of energy are not.
         better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)
@@ -152,7 +120,7 @@ class Search:
         quality = torch.where(far, -torch.inf, (energy - tried.energy) / promised)
         steps.learn(live, step, gradient - stage.gradient[live], quality)
         won = live[better]
-        control[won], stage.gradient[won] = trial[better], gradient[better]
+        stage.group.control[won], stage.gradient[won] = trial[better], gradient[better]
         stage.sample[won] = tried[better]
         self._note(index[live], stage.sample[live])
         stage.gained[live] = 1 - stage.sample.energy[live] / energy
@@ -172,7 +140,7 @@ class Search:
         refine = can_go_on & (promise > settings.length_tolerance) & stage.has_finer_knots
         resolve = can_go_on & (tail > settings.tolerance) & stage.has_finer_grid
         hard = (resolve & (stage.grid.degree >= _HARD)).nonzero()[:, 0]
-        self._is_smooth(stage.level, index[hard], group.control[hard])
+        self.verdict.is_smooth(stage.level, index[hard], group.control[hard])
         kinked = found.smooth[index] == 0
         refine &= ~kinked | ~(before <= (1 + settings.length_tolerance) * length) | (before == 0)
         resolve &= ~kinked
@@ -215,7 +183,7 @@ class Search:
         moved = ((control - straight).abs() > 1e-12 * straight.abs().amax((1, 2), keepdim=True)).any(-1).any(-1)
         control[:] = energy.rounded(torch.where(moved[:, None, None], control, straight))
         basis = energy.basis(level.measuring, level.knots)
-        sample = self._sample(level.measuring, basis, index, control, 1)
+        sample = self.verdict.sample(level.measuring, basis, index, control, 1)
         measured = replace(
             stage, grid=level.measuring, basis=basis, group=group, sample=sample, gradient=sample.gradient(basis)
         )
@@ -226,7 +194,7 @@ class Search:
             return failed, longer, left
         self.found.level[index[keep]] = number
         coarse, rough = stage.sample.length[done], torch.zeros_like(keep)
-        failed[keep], longer[keep], rough[keep] = self._record(
+        failed[keep], longer[keep], rough[keep] = self.verdict.record(
             level, index[keep], control[keep], sample[keep], coarse[keep]
         )
         # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
@@ -237,9 +205,9 @@ class Search:
                 break
             level = level.halved()
             basis = energy.basis(level.measuring, level.knots)
-            sample = self._sample(level.measuring, basis, index[rough], control[rough], 1)
+            sample = self.verdict.sample(level.measuring, basis, index[rough], control[rough], 1)
             finer = sample.length.clone()
-            failed[rough], longer[rough], still = self._record(
+            failed[rough], longer[rough], still = self.verdict.record(
                 level, index[rough], control[rough], sample, coarse[rough]
             )
             coarse[rough] = finer
@@ -249,55 +217,17 @@ class Search:
         if bool(unknown.any()):
             # A length that is not known is no reason to prefer a curve to the line.
             basis = energy.basis(level.measuring, level.knots)
-            sample = self._sample(level.measuring, basis, index[unknown], straight[unknown], 1)
-            self._record(level, index[unknown], energy.rounded(straight[unknown]), sample, sample.length)
+            sample = self.verdict.sample(level.measuring, basis, index[unknown], straight[unknown], 1)
+            self.verdict.record(level, index[unknown], energy.rounded(straight[unknown]), sample, sample.length)
             self.found.status[index[unknown]] = Status.UNKNOWN
         status = self.found.status[index]
         lost = (final & torch.isin(status, status.new_tensor(UNCERTAIN))).nonzero()[:, 0]
-        kinked = ~self._is_smooth(level, index[lost], self.found.control[index[lost], : control.shape[1]])
+        kinked = ~self.verdict.is_smooth(level, index[lost], self.found.control[index[lost], : control.shape[1]])
         self.found.status[index[lost[kinked]]] = Status.KINKED
         live = (final & torch.isin(status, status.new_tensor(CERTIFIED))).nonzero()[:, 0]
         if len(live):
-            left[live] = self._leave_saddles(stage, method, done[live]) & again[live]
+            left[live] = self.verdict.leave_saddles(stage, method, done[live]) & again[live]
         return failed, longer, left
-
-    def _leave_saddles(self, stage: Stage, method: Method, chosen: Tensor) -> Tensor:
-        """Look whether stationary curves are minima, and move those that are not; tells which of ``chosen`` (l,)."""
-        found, energy, level, group = self.found, self.energy, stage.level, stage.group
-        basis, left = energy.basis(level.grid, level.knots), torch.zeros_like(chosen, dtype=torch.bool)
-        known = method.convex(chosen)
-        # Of the line that was kept in place of a longer curve, the method knows nothing.
-        here = found.control[group.index[chosen], : group.control.shape[1]]
-        known &= (here == group.control[chosen]).all(-1).all(-1)
-        found.curvature[group.index[chosen[known]]] = CONVEX
-        for part in self._parts((~known).nonzero()[:, 0], level.grid):
-            index, control = group.index[chosen[part]], here[part]
-
-            def at(grid: Grid, control: Tensor = control) -> Basis:
-                points, velocities = energy.basis(grid, level.knots)
-                return points @ control, velocities @ control
-
-            measured = self._sample(level.measuring, energy.basis(level.measuring, level.knots), index, control, 1)
-            norm = projected_gradient(energy, level, at(level.weighing)[0], measured)[1]
-            curvature, x = least_curvature(energy, level, at, measured, norm)
-            found.curvature[index] = curvature
-            found.n_rows[index] += energy.cost(level.grid, 2) + 2 * energy.cost(level.measuring, 1)
-            saddle = curvature < -self.settings.tolerance
-            if not bool(saddle.any()):
-                continue
-            x = x[saddle] * measured.energy[saddle].sqrt()[:, None, None]
-            chosen_here, index, control = chosen[part[saddle]], index[saddle], control[saddle]
-            found.status[index] = Status.SADDLE
-            least = self._sample(level.grid, basis, index, control, 0).energy
-            for size in (sign * part for part in _LEAVE for sign in (1, -1)):
-                trial = control.clone()
-                trial[:, 1:-1] += size * x
-                value = self._sample(level.grid, basis, index, trial, 0).energy
-                better = value < least
-                least[better], group.control[chosen_here[better]] = value[better], trial[better]
-                left[part[saddle][better]] = True
-        method.distrust(chosen[left])
-        return left
 
     def _correct(self, measured: Stage, method: Method, done: Tensor, again: Tensor) -> Tensor:
         """Take the steps on the measuring grid that small residuals still lack; tells which curves to certify."""
@@ -315,59 +245,6 @@ class Search:
             live = live[residual[live] > tolerance]
         # The norm of the search is rougher than that of the certificate: what is a little above may still pass.
         return ~again | (residual <= 1.5 * tolerance)
-
-    def _record(
-        self, level: Level, index: Tensor, control: Tensor, sample: Sample, coarse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compare measured curves with the line, certify the shorter of both and note the result.
-
-        Tells as `_certify`, and of which curves the grid does not resolve the length or that of the line.
-        """
-        found, energy, settings = self.found, self.energy, self.settings
-        grid, basis = level.measuring, energy.basis(level.measuring, level.knots)
-        straight = energy.rounded(line(self.start[index], self.end[index], level.knots))
-        moved = (control != straight).any(-1).any(-1)
-        straight_length, straight_tail = sample.length.clone(), sample.length_tail.clone()
-        if bool(moved.any()):
-            on_line = self._sample(grid, basis, index[moved], straight[moved], 0)
-            straight_length[moved], straight_tail[moved] = on_line.length, on_line.length_tail
-        longer = moved & ~(sample.length < straight_length)
-        excess = sample.length / straight_length - 1
-        if bool(longer.any()):
-            control[longer] = straight[longer]
-            sample[longer] = self._sample(grid, basis, index[longer], straight[longer], 1)
-            straight_length[longer] = sample.length[longer]
-        if energy.embedded is not None:
-            # The line that is kept has no length on the coarser grid; its highest modes say enough.
-            coarse = torch.where(longer, sample.length, coarse)
-        found.n_rows[index] += energy.tensor_cost * len(level.weighing.t)
-        points = energy.basis(level.weighing, level.knots)[0] @ control
-        residual, _ = projected_gradient(energy, level, points, sample)
-        error = length_error(sample, coarse)
-        before = found.straight_length[index]
-        straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight_length - before).abs(), 0))
-        wanted = max(settings.length_tolerance, KNOWN)
-        lengths = ((error, sample.length), (straight_error, straight_length))
-        rough = unresolved(lengths, sample.noise, wanted)
-        error = error + sample.noise
-        drowned = within_rounding(error, sample.noise)
-        converged, promise = residual <= settings.tolerance, found.promise[index]
-        found.status[index] = Status.of(
-            converged=converged,
-            unknown=~(error <= wanted * sample.length) & (converged | drowned),
-            longer=longer,
-            exhausted=found.n_iterations[index] >= settings.n_iterations,
-            refinable=promise > settings.length_tolerance,
-        )
-        found.control[index, : control.shape[1]] = control
-        found.length[index], found.straight_length[index] = sample.length, straight_length
-        found.energy[index], found.residual[index] = sample.energy, residual
-        found.known[index] = (
-            ~moved | longer | ((error <= wanted * sample.length) & (straight_error <= wanted * straight_length))
-        )
-        found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
-        hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
-        return ~converged & ~longer, hopeful, rough
 
 
 def _carried(group: Group, level: Level, finer: Level) -> Group:
@@ -391,7 +268,7 @@ def _refuse_extreme(energy: Energy, sample: Sample, start: Tensor, end: Tensor) 
         (~inside, f"is beyond what {energy.dtype} can square: use float64, or another unit"),
     ):
         if bool(bad.any()):
-            raise ValueError(
+            raise NotFiniteError(
                 f"the energy of {int(bad.sum())} of {len(bad)} initial curves {reason}; the first leads from "
                 f"{start[bad][0].tolist()} to {end[bad][0].tolist()}"
             )

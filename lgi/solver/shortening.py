@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from lgi.solver.refinement import Levels
 from lgi.solver.result import Found, ShortenResult
 from lgi.solver.search import Search
 from lgi.solver.settings import SolverSettings
-from lgi.solver.starts import Graph, initial_curves
+from lgi.solver.starts import Graph, initial_curves, n_starts
 
 # Float64 numbers kept of a chunk: about a quarter of a gigabyte.
 _MOST_VALUES = 1 << 25
@@ -32,6 +34,7 @@ def shorten(
     settings: SolverSettings = SolverSettings(),  # noqa: B008 - it is frozen
     *,
     points: Tensor | None = None,
+    first_pair: int = 0,
 ) -> ShortenResult:
     """Look for curves between pairs of latent points that are shorter than the straight line (section 2.1).
 
@@ -46,6 +49,8 @@ def shorten(
     settings : SolverSettings
     points : Tensor, shape (n, d), optional
         Samples of the prior or codes of data, between which ``starts="graph"`` looks for a path.
+    first_pair : int
+        Number of the first pair, where these are a part of many: the bent curves of ``starts="multi"`` depend on it.
 
     Returns
     -------
@@ -54,9 +59,11 @@ def shorten(
 
     Raises
     ------
+    lgi.checks.NotFiniteError
+        If the metric is not finite along the straight line; a ``ValueError``.
     ValueError
-        If end points are not floating point, not finite, or differ in shape, dtype or device; if the metric is not
-        finite along the straight line; if a setting makes no sense; if the graph falls apart.
+        If end points are not floating point, not finite, or differ in shape, dtype or device; if a setting makes no
+        sense; if the graph falls apart.
     TypeError
         If ``metric`` is not a :class:`lgi.metric.Metric`.
 
@@ -83,13 +90,15 @@ def shorten(
         n_values = method.n_values((settings.n_control - 2) * d, 2 * settings.nodes * d)
         chunk_size = settings.chunk_size or max(1, min(_MOST_CURVES, _MOST_VALUES // n_values))
         pieces = []
-        with progress_bar(len(first), desc="shorten", unit="curves", show=settings.progress) as advance:
+        total = len(first) * n_starts(settings)
+        with progress_bar(total, desc="shorten", unit="curves", show=settings.progress) as advance:
             # No pairs have a result too, an empty one.
             for offset in range(0, max(1, len(first)), chunk_size):
                 part = slice(offset, offset + chunk_size)
-                chunk = first[part], last[part]
-                pieces.append(_shorten_chunk(energy, settings, levels, *chunk, offset=offset, graph=graph))
-                advance(len(first[part]))
+                ends, number = (first[part], last[part]), first_pair + offset
+                pieces.append(
+                    _shorten_chunk(energy, settings, levels, *ends, number=number, graph=graph, advance=advance)
+                )
         return Found.stacked(pieces).result(levels, start.shape[:-1], start)
 
 
@@ -119,18 +128,20 @@ def _shorten_chunk(
     start: Tensor,
     end: Tensor,
     *,
-    offset: int,
+    number: int,
     graph: Graph | None,
+    advance: Callable[[int], object],
 ) -> Found:
-    """Search from all initial curves, and keep the shortest of each pair."""
+    """Search from all initial curves, and keep the shortest of each pair; ``number`` is that of the first."""
     result = Found.nothing(start, len(levels.all[-1].knots) - 4)
     apart = (start != end).any(-1).nonzero()[:, 0]
+    advance((len(start) - len(apart)) * n_starts(settings))
     if len(apart) == 0:
         return result
     start, end = start[apart], end[apart]
-    numbers = (apart + offset).tolist()
+    numbers = (apart + number).tolist()
     starts, rows = initial_curves(start, end, levels, settings, numbers=numbers, graph=graph)
-    founds = [Search(energy, settings, levels, start, end).run(*initial) for initial in starts]
+    founds = [Search(energy, settings, levels, start, end).run(*initial, advance) for initial in starts]
     lengths = torch.stack([found.length for found in founds])
     chosen = lengths.argmin(0) * len(start) + torch.arange(len(start), device=start.device)
     best = Found.stacked(founds)[chosen]

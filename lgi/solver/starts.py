@@ -27,6 +27,11 @@ def line(start: Tensor, end: Tensor, knots: Tensor) -> Tensor:
     return (1 - fraction) * start[:, None].double() + fraction * end[:, None].double()
 
 
+def n_starts(settings: SolverSettings) -> int:
+    """Number of initial curves of a pair."""
+    return {"line": 1, "graph": 2, "multi": settings.n_starts}[settings.starts]
+
+
 def initial_curves(
     start: Tensor, end: Tensor, levels: Levels, settings: SolverSettings, *, numbers: Sequence[int], graph: Graph | None
 ) -> tuple[list[tuple[int, Tensor]], Tensor]:

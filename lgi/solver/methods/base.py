@@ -19,9 +19,6 @@ from lgi.spline import uniform_knots
 
 # Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
 _PLATEAU = 5
-# Least relative second derivative (`certify`; 1 in a flat space) above which a method's own model of them is believed
-# to show a minimum.
-CONVEX = 0.1
 
 
 @dataclass(eq=False)
@@ -122,8 +119,9 @@ class Method(Steps):
     def distrust(self, chosen: Tensor) -> None:
         """Some curves (l,) have been moved elsewhere, where second derivatives are others."""
 
-    def convex(self, chosen: Tensor) -> Tensor:
-        """Which of some curves (l,) are known well enough to be minima, without another look at second derivatives."""
+    def convex(self, chosen: Tensor, least: float) -> Tensor:
+        """Which curves (l,) are known to have no relative second derivative (`certify`) below ``least``."""
+        del least
         return torch.zeros_like(chosen, dtype=torch.bool)
 
     def last_step(self, stage: Stage) -> tuple[Tensor, Tensor] | None:

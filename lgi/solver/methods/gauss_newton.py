@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lgi.solver.energy import Curvature
 from lgi.solver.grid import Grid
-from lgi.solver.methods.base import CONVEX, Method, Stage, Steps
+from lgi.solver.methods.base import Method, Stage, Steps
 from lgi.solver.refinement import finer
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm, adapted, damped_step, factorised, flipped_step, secant
@@ -130,10 +130,10 @@ class GaussNewton(Method):
         """Some curves (l,) have been moved elsewhere, where second derivatives are others."""
         self.steps.doubts[chosen] += _DOUBTS
 
-    def convex(self, chosen: Tensor) -> Tensor:
-        """Which of some curves (l,) are minima by so much that what secants have missed does not matter."""
+    def convex(self, chosen: Tensor, least: float) -> Tensor:
+        """Which curves (l,) have no relative second derivative (`certify`) below ``least``, by the model of them."""
         norm = self.steps.norm[chosen]
-        return ~factorised(self.steps.hessian[chosen] - 2 * CONVEX * norm.matrix)[1]
+        return ~factorised(self.steps.hessian[chosen] - 2 * least * norm.matrix)[1]
 
     def last_step(self, stage: Stage) -> tuple[Tensor, Tensor]:
         """Curves (l,) whose model has proved good, and their next steps (l, f)."""
