@@ -1,14 +1,13 @@
 """What a generator and a feature map give at a point: values and derivatives; wrong outputs are refused."""
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp
 
 from lgi.checks import describe
@@ -21,7 +20,11 @@ Generator: TypeAlias = Callable[[Tensor], Any]
 FeatureMap: TypeAlias = Callable[[Tensor], Tensor]
 """``(n, *data_shape) -> (n, *feature_shape)``."""
 
-ROW_BY_ROW = "lambda z: torch.cat([generator(row[None]) for row in z])"
+# What is to be done about errors of several kinds.
+FIXED = (
+    "It must take any number of rows: labels or noise for a fixed number are expanded, labels.expand(len(z), -1); one "
+    "made for a single point is called row by row, lambda z: torch.cat([generator(row[None]) for row in z])."
+)
 NUMPY = (
     "What is computed by numpy or scikit-learn has no derivative: write it in torch, or give it one, in a "
     "torch.autograd.Function whose backward is made of torch operations (README, Your own generator)."
@@ -98,9 +101,7 @@ def _check_batch(name: str, n: int, given: Sequence[int], output: Tensor) -> Non
     if output.ndim == 0 or len(output) != n:
         raise OutputError(
             f"expected the {name} to return n = {n} rows for an input of shape {tuple(given)}, got "
-            f"{tuple(output.shape)}: it must take a batch of any size and keep the first dimension; labels or noise "
-            "for a fixed number of rows are expanded, labels.expand(len(z), -1); one made for a single point is called "
-            f"row by row, {ROW_BY_ROW}"
+            f"{tuple(output.shape)}, which are no batch. {FIXED}"
         )
 
 
@@ -154,15 +155,11 @@ def known_latent_dim(generator: Any) -> int | None:
     """``d`` as the generator tells it, if it does."""
     told = getattr(generator, "latent_dim", None)
     sizes = tuple(told) if isinstance(told, tuple | list) else (told,)
-    if told is None or isinstance(told, nn.Module | Tensor) or callable(told):
+    if not all(isinstance(size, int | np.integer) for size in sizes):
         return None
-    try:
-        sizes = tuple(operator.index(size) for size in sizes)
-    except TypeError as error:
-        raise ValueError(f"expected generator.latent_dim as an integer, got {told!r}: give latent_dim=...") from error
     if len(sizes) != 1:
         raise ValueError(
             f"generator.latent_dim is {sizes}, but points are flat, (n, {math.prod(sizes)}): give "
             f"PullbackMetric(nn.Sequential(nn.Unflatten(1, {sizes}), generator), latent_dim={math.prod(sizes)})"
         )
-    return sizes[0]
+    return int(sizes[0])

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from lgi.checks import describe
 from lgi.metric.batching import finite
 from lgi.metric.derivatives import differentiable
-from lgi.metric.generators import NUMPY, ROW_BY_ROW, OutputError, Outputs, decoder_of
+from lgi.metric.generators import FIXED, NUMPY, OutputError, Outputs, decoder_of
 from lgi.metric.watching import Watched
 
 
@@ -97,12 +97,12 @@ class _Counting(TorchDispatchMode):
 def _neighbours(outputs: Outputs, z: Tensor, n_of_one: int) -> tuple[Tensor, Tensor, int]:
     """``z (1, d)`` with two points beside it (3, d), ``h`` there (3, m), and how many values a row more computes.
 
-    The latent space may be bounded (a ball, a cube), and ``z`` at its border: towards 0 first, then the other way, then
-    closer; else ``z`` three times.
+    The latent space may be bounded (a ball, a cube), and ``z`` at its border: towards 0, ever closer, then the other
+    way; else ``z`` three times.
     """
     weights = 1 - (torch.arange(z.shape[-1], device=z.device) % 2) / 2
     away = torch.ones_like(z) if not bool(z.any()) else z
-    for share in (0.5, 1e-2, -1e-2, 1e-4, -1e-4, 0):
+    for share in (0.5, 1e-2, 1e-4, -1e-2, -1e-4, 0):
         near = z - share * torch.tensor([[0.0], [0.5], [1.0]]).to(z) * weights.to(z) * away
         try:
             with _Counting() as counting:
@@ -110,9 +110,8 @@ def _neighbours(outputs: Outputs, z: Tensor, n_of_one: int) -> tuple[Tensor, Ten
         except Exception as error:
             if share:
                 continue
-            raise _refusal(
-                error, "the generator or the feature map takes one point, and fails on three", outputs, _FIXED
-            ) from error
+            what = "the generator or the feature map takes one point, and fails on three"
+            raise _refusal(error, what, outputs, FIXED) from error
         if not share or bool(values.isfinite().all()):
             break
     return near, values, max(0, counting.n - n_of_one) // 2
@@ -200,21 +199,15 @@ def _refusal(error: Exception, what: str, outputs: Outputs, remedy: str = "") ->
     return ValueError(f"{what}: {text}. {' '.join(filter(None, told))}")
 
 
-_FIXED = (
-    "It must take any number of rows: labels or noise for a fixed number are expanded, labels.expand(len(z), -1); one "
-    f"made for a single point is called row by row, {ROW_BY_ROW}."
-)
 # What errors of torch, numpy and Python say, and what to do.
 _REMEDIES = (
     (r"numpy|ndarray|sklearn|array", NUMPY),
     (
-        r"[345]D|[Ee]xpected \d+ dim|unpack|permute|conv\dd|conv_transpose|group_norm|number of dim|mensions",
-        (
-            "Latents that are not flat, of 4 x 8 x 8 say, are made of flat ones z (n, 256): "
-            "PullbackMetric(nn.Sequential(nn.Unflatten(1, (4, 8, 8)), generator))."
-        ),
+        r"[345]D|xpected \d+ dim|unpack|permute|conv\dd|conv_transpose|group_norm|number of dim|mensions",
+        "Latents that are not flat, of 4 x 8 x 8 say, are made of flat ones z (n, 256): "
+        "PullbackMetric(nn.Sequential(nn.Unflatten(1, (4, 8, 8)), generator)).",
     ),
-    (r"must match|Sizes of tensors|expanded size|invalid for input|batch_size|batch size", _FIXED),
+    (r"must match|Sizes of tensors|expanded size|invalid for input|batch_size|batch size", FIXED),
     (r"more than 1 value per channel|more than 1 spatial", "Batch norm in train mode: model.eval()."),
     (r"use_reentrant|CheckpointFunction", "Activation checkpoints: checkpoint(..., use_reentrant=False)."),
 )

@@ -6,7 +6,7 @@ from torch.func import jvp, vmap
 
 from lgi.checks import at_least
 from lgi.metric.base import Metric, square_root
-from lgi.metric.batching import check_points, first_point
+from lgi.metric.batching import check_points, finite, first_point
 from lgi.metric.derivatives import reverse
 from lgi.metric.generators import FeatureMap, Generator, Outputs, known_latent_dim
 from lgi.metric.probing import Layout, probe
@@ -97,6 +97,25 @@ class PullbackMetric(Metric):
     def __repr__(self) -> str:
         names = [type(f).__name__ for f in (self.generator, self.feature_map) if f is not None]
         return f"PullbackMetric({', '.join(names)})"
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Output of the generator; of a stochastic one, the mean.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+
+        Returns
+        -------
+        Tensor, shape (..., *data_shape)
+            Computed in chunks, like all else.
+
+        Raises
+        ------
+        ValueError
+            If ``z`` does not fit the latent space, or the output is not finite.
+        """
+        return finite(self._evaluate(lambda z: self._outputs.decode(z)[0], z), z)
 
     def has_embedding(self, z: Tensor) -> bool:
         """Whether the metric is the pull-back of a map: eqs 1 to 3, not eq. 4.

@@ -4,7 +4,8 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
+
+_ABSENT = object()
 
 
 class Watched:
@@ -27,106 +30,86 @@ class Watched:
         # What torch.compile makes of a module holds the module.
         self.function = getattr(function, "_orig_mod", function)
         self.modules: list[nn.Module] = [self.function] if isinstance(self.function, nn.Module) else []
-        self._changed: list[_Before] = []
+        self._replaced: list[tuple[dict[str, Any], str]] = []  # attributes and buffers, by place and name
+        self._moved: list[Tensor] = []  # buffers that are changed in place
 
     def __call__(self, x: Tensor) -> Any:
         """What the function gives at x."""
+        before = [(place, name, place.get(name, _ABSENT)) for place, name in self._replaced]
+        values = [(buffer, buffer.clone()) for buffer in self._moved]
         try:
             return self.function(x)
         finally:
             # In a transform of torch.func, what a module keeps of a call (a normalised weight, its last features) is a
             # tensor that nobody can use or copy afterwards.
-            for before in self._changed:
-                before.put_back()
+            _put_back(before, values)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
         """See in a first call which modules there are and what of them it changes; refuse those in train mode."""
-        seen: dict[int, _Before] = {}
+        seen: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+        values: list[tuple[Tensor, Tensor]] = []
+        called: set[nn.Module] = set()
         thread = threading.get_ident()
 
         def keep(module: nn.Module) -> None:
-            seen.update({id(part): _Before(part) for part in module.modules() if id(part) not in seen})
+            for part in set(module.modules()) - seen.keys():
+                # A scripted module makes its tensors anew for whoever asks, so that only their values tell a change.
+                places: list[Any] = [] if isinstance(part, torch.jit.ScriptModule) else [vars(part), part._buffers]
+                seen[part] = [(place, dict(place)) for place in places]
+                values.extend((buffer, buffer.clone()) for buffer in part.buffers(recurse=False))
 
         def enter(module: nn.Module, _: Any) -> None:
-            if threading.get_ident() == thread and not any(module is known for known in called):
+            if threading.get_ident() == thread and module not in called:
                 # Before it runs: batch norm in train mode would move its running statistics.
                 refuse_train_mode(module)
                 keep(module)
-                if module not in self.modules:
-                    self.modules.append(module)
-                called.extend(module.modules())
+                called.update(module.modules())
+                self.modules += [] if module in self.modules else [module]
 
-        called: list[nn.Module] = []
         for module in _held_by(self.function):
             keep(module)
         handle = register_module_forward_pre_hook(enter)
         try:
             with warnings.catch_warnings():
                 # Its advice is not for whoever calls a metric, nor is the hook of any harm to compiled modules.
-                warnings.filterwarnings(
-                    "ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks"
-                )
+                warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global")
                 yield
         finally:
             handle.remove()
-            known = [before for before in self._changed if id(before.module) not in seen]
-            self._changed = known + [before for before in seen.values() if before.is_past()]
-            for before in self._changed:
-                before.put_back()
+            before = [
+                (place, name, old.get(name, _ABSENT))
+                for place, old in chain(*seen.values())
+                for name in place.keys() | old.keys()
+                if place.get(name, _ABSENT) is not old.get(name, _ABSENT)
+            ]
+            values = [(buffer, value) for buffer, value in values if not torch.equal(buffer, value)]
+            _put_back(before, values)
+            self._replaced = [(place, name) for place, name, _ in before]
+            self._moved = [buffer for buffer, _ in values]
 
 
-def _held_by(function: Any, depth: int = 4) -> Iterator[nn.Module]:
-    """Modules that a function holds: in a method's object, a partial's arguments, a closure, names of its module."""
+def _put_back(before: list[tuple[dict[str, Any], str, Any]], values: list[tuple[Tensor, Tensor]]) -> None:
+    for place, name, value in before:
+        if value is _ABSENT:
+            place.pop(name, None)
+        else:
+            place[name] = value
+    with torch.no_grad():
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
+def _held_by(function: Any, depth: int = 2) -> list[nn.Module]:
+    """Modules that a function holds: a method's object, a partial's arguments, what it closes over, its globals."""
     if isinstance(function, nn.Module):
-        yield function
-        return
-    held = [getattr(function, name, None) for name in ("__self__", "__func__", "func")]
+        return [function]
+    held = [getattr(function, "__self__", None), getattr(function, "func", None)]
     held += [*getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
-    if inspect.isfunction(function):
-        held += [*(function.__defaults__ or ()), *(cell.cell_contents for cell in function.__closure__ or ())]
-        held += [function.__globals__.get(name) for name in function.__code__.co_names]
-    elif not inspect.ismodule(function):
-        held += getattr(function, "__dict__", {}).values()
-    for part in held if depth else ():
-        if callable(part) and not inspect.isclass(part) and not inspect.isbuiltin(part):
-            yield from _held_by(part, depth - 1)
-
-
-class _Before:
-    """A module's attributes, and its buffers with their values, before it is called."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = dict(vars(module))
-        # A scripted module makes its buffers anew for whoever asks, so that only their values tell a change.
-        self.buffers = {} if isinstance(module, torch.jit.ScriptModule) else dict(module._buffers)
-        self.values = {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
-
-    def is_past(self) -> bool:
-        """Whether a call has changed anything; from now on, only values that it has changed are looked after."""
-        now = dict(self.module.named_buffers(recurse=False))
-        # Where there is a new tensor, the old one may have been changed before.
-        now |= {name: buffer for name, buffer in self.buffers.items() if buffer is not None}
-        self.values = {name: value for name, value in self.values.items() if not torch.equal(now[name], value)}
-        places = ((vars(self.module), self.attributes), (self.module._buffers, self.buffers))
-        replaced = any(
-            place.keys() != old.keys() or any(place[name] is not value for name, value in old.items())
-            for place, old in places[: 1 if isinstance(self.module, torch.jit.ScriptModule) else 2]
-        )
-        return replaced or bool(self.values)
-
-    def put_back(self) -> None:
-        """Make the module what it was."""
-        for name in vars(self.module).keys() - self.attributes.keys():
-            del vars(self.module)[name]
-        vars(self.module).update(self.attributes)
-        if self.buffers:
-            self.module._buffers.clear()
-            self.module._buffers.update(self.buffers)
-        with torch.no_grad():
-            for name, value in self.values.items():
-                self.module.get_buffer(name).copy_(value)
+    with suppress(TypeError, ValueError):  # no function of Python's; a variable that is not yet set
+        names = inspect.getclosurevars(function)
+        held += [*names.nonlocals.values(), *names.globals.values()]
+    return [module for part in held if depth and callable(part) for module in _held_by(part, depth - 1)]
 
 
 def refuse_train_mode(*functions: Any) -> None:
@@ -144,8 +127,8 @@ def refuse_train_mode(*functions: Any) -> None:
                 raise ValueError(f"{which} has no parameters yet: call the model once, then give it to PullbackMetric")
             if module.training and _depends_on_mode(module):
                 raise ValueError(
-                    f"{which} is in train mode, where its output "
-                    "is random or depends on the batch, or each call changes it: call eval() on the model"
+                    f"{which} is in train mode, where its output is random or depends on the batch, or each call "
+                    "changes it: call eval() on the model"
                 )
 
 

@@ -90,7 +90,7 @@ def shorten(
                 chunk = first[part], last[part]
                 pieces.append(_shorten_chunk(energy, settings, levels, *chunk, offset=offset, graph=graph))
                 advance(len(first[part]))
-        return Found.stacked(pieces).result(levels, start.shape[:-1], start)
+        return Found.stacked(pieces).result(levels, start.shape[:-1], start, metric)
 
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
