@@ -1,7 +1,6 @@
 """Any number of points in bounded memory, chunk after chunk; what goes in is points, and what comes out is finite."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -48,9 +47,8 @@ def in_chunks(
         flat = [x.clone() if x.is_inference() else x for x in flat]
         rows = n_rows(flat[0][:1])
         if recompute and record and not transformed and n > rows:
-            # What a reverse pass computes anew is computed in its own context.
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            function = partial(checkpoint, function, context_fn=partial(_contexts, tensors[0].device), **options)
+            again = partial(_differentiably, function, tensors[0].device)
+            function = partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
         results = (function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True))
         first = next(results)
         single = isinstance(first, Tensor)
@@ -70,8 +68,10 @@ def in_chunks(
     return shaped[0] if single else tuple(shaped)
 
 
-def _contexts(device: torch.device) -> tuple[Any, Any]:
-    return nullcontext(), differentiable(device)
+def _differentiably(function: Callable[..., Any], device: torch.device, *chunk: Tensor) -> Any:
+    # A reverse pass, which computes anew, comes when the caller's context is left.
+    with differentiable(device):
+        return function(*chunk)
 
 
 def first_point(z: Tensor) -> Tensor:
