@@ -172,15 +172,15 @@ def test_memory_of_large_generators() -> None:
         leaf = points.clone().requires_grad_()
         large.embed(leaf).square().sum().backward()
 
-    # Of its 30 points, the graph takes 45 MiB each.
-    assert peak_growth(embed) < 500
+    # With the graph of all 30 points, 1.4 GiB.
+    assert peak_growth(embed) < 800
 
 
 def test_gradients_of_an_embedding_do_not_depend_on_chunks() -> None:
     """With several chunks, values are computed anew in the reverse pass, also in one of second order."""
     case = next(case for case in WORKS if case.name == "scaled_dot_product_attention")
     found = []
-    for chunk_size in (None, 2):
+    for chunk_size in (None, 1):
         metric = PullbackMetric(case.made(torch.float64)[0], chunk_size=chunk_size)
         z = case.points(5).requires_grad_()
         value = metric.embed(z)

@@ -26,8 +26,8 @@ def in_chunks(
         Of the first point (1, d); returns how many points make a chunk.
     *tensors : Tensor, all of shape (..., d)
     recompute : bool
-        Whether a graph keeps the points of all chunks only, and a reverse pass computes them anew one by
-        one; for functions without derivatives inside.
+        Whether, of more than four chunks, a graph keeps the points only, and a reverse pass computes the chunks anew,
+        one after the other; for functions without derivatives inside.
 
     Returns
     -------
@@ -46,7 +46,8 @@ def in_chunks(
     with torch.inference_mode(False), torch.set_grad_enabled(record), differentiable(tensors[0].device):
         flat = [x.clone() if x.is_inference() else x for x in flat]
         rows = n_rows(flat[0][:1])
-        if recompute and record and not transformed and n > rows:
+        # Four chunks: a solver that takes a few points more than one at a time does not compute them twice.
+        if recompute and record and not transformed and n > 4 * rows:
             again = partial(_differentiably, function, tensors[0].device)
             function = partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
         results = (function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True))

@@ -195,8 +195,10 @@ def _refusal(error: Exception, what: str, outputs: Outputs, remedy: str = "") ->
         return error
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     remedies = [sentence for pattern, sentence in _REMEDIES if re.search(pattern, text)]
-    told = [decoder_of(outputs.generator.function), *(remedies or [remedy]), _parameters_of(outputs.generator)]
-    return ValueError(f"{what}: {text}. {' '.join(filter(None, told))}")
+    parameter = next((p for module in outputs.generator.modules for p in module.parameters()), None)
+    has = "no known parameters" if parameter is None else f"parameters {parameter.dtype} on {parameter.device}"
+    told = [decoder_of(outputs.generator.function), *(remedies or [remedy]), f"The generator has {has}; check the last"]
+    return ValueError(f"{what}: {text}. {' '.join(filter(None, told))} dimension, dtype and device of z")
 
 
 # What errors of torch, numpy and Python say, and what to do.
@@ -211,12 +213,6 @@ _REMEDIES = (
     (r"more than 1 value per channel|more than 1 spatial", "Batch norm in train mode: model.eval()."),
     (r"use_reentrant|CheckpointFunction", "Activation checkpoints: checkpoint(..., use_reentrant=False)."),
 )
-
-
-def _parameters_of(watched: Watched) -> str:
-    parameter = next((p for module in watched.modules for p in module.parameters()), None)
-    has = "no known parameters" if parameter is None else f"parameters {parameter.dtype} on {parameter.device}"
-    return f"The generator has {has}; check the last dimension, dtype and device of z"
 
 
 def _is_scripted(watched: Watched | None) -> bool:

@@ -236,7 +236,7 @@ class PullbackMetric(Metric):
             forward = vmap(lambda e: self._outputs.forward(z, e.expand_as(z)), out_dims=(0, 1, 0))
             parts = [forward(part) for part in directions.split(max(1, self._rows(layout, z) // len(z)))]
             value, mean = parts[0][0][0], parts[0][2][0]
-            columns = torch.cat([part[1] for part in parts], dim=1)
+            columns = parts[0][1] if len(parts) == 1 else torch.cat([part[1] for part in parts], dim=1)
         else:
             value, push, mean = self._outputs.reverse_twice(z)
             columns = torch.stack([push(direction.expand_as(z)) for direction in directions], dim=1)

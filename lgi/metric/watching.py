@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 _ABSENT = object()
@@ -116,20 +116,24 @@ def refuse_train_mode(*functions: Any) -> None:
     """Refuse modules in train mode, if that makes their output random, dependent on the batch, or changes them."""
     for function in (f for f in functions if isinstance(f, nn.Module)):
         for name, module in function.named_modules():
-            which = f"{type(module).__name__} '{name}' of {type(function).__name__}"
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                raise ValueError(
-                    f"{which} has no running statistics, so that a point's output depends on the other points of the "
-                    "batch, in eval mode too: train it with track_running_stats=True, or give it the mean and the "
-                    "variance of a large batch (running_mean, running_var)"
-                )
-            if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-                raise ValueError(f"{which} has no parameters yet: call the model once, then give it to PullbackMetric")
-            if module.training and _depends_on_mode(module):
-                raise ValueError(
-                    f"{which} is in train mode, where its output is random or depends on the batch, or each call "
-                    "changes it: call eval() on the model"
-                )
+            if wrong := _what_is_wrong(module):
+                raise ValueError(f"{type(module).__name__} '{name}' of {type(function).__name__} {wrong}")
+
+
+def _what_is_wrong(module: nn.Module) -> str | None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        return (
+            "has no running statistics, so that a point's output depends on the other points of the batch, in eval "
+            "mode too: train it with track_running_stats=True, or give it running_mean and running_var of a large batch"
+        )
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return "has no parameters yet: call the model once, then give it to PullbackMetric"
+    if module.training and _depends_on_mode(module):
+        return (
+            "is in train mode, where its output is random or depends on the batch, or each call changes it: call "
+            "eval() on the model"
+        )
+    return None
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
