@@ -145,6 +145,15 @@ def test_what_users_change_between_calls_stays_changed() -> None:
     assert (model.n_calls, model.calls.item()) == (8, 10)
 
 
+def test_autocast_around_a_metric_is_left_outside() -> None:
+    case = WORKS[0]
+    metric, z = PullbackMetric(case.made(torch.float32)[0]), case.points(3).float()
+    expected = metric.tensor(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(metric.tensor(z), expected)
+        assert torch.is_autocast_enabled("cpu")
+
+
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch.func import jvp
 
 from lgi.checks import describe
 from lgi.metric.derivatives import Linear, reverse, reverse_twice
-from lgi.metric.watching import Watched
+from lgi.metric.watching import GeneratorError, Watched
 
 Generator: TypeAlias = Callable[[Tensor], Any]
 """``(n, d) -> (n, *data_shape)`` or ``-> (mean, std)``, each of that shape; standard deviation, never variance."""
@@ -29,10 +29,6 @@ NUMPY = (
     "What is computed by numpy or scikit-learn has no derivative: write it in torch, or give it one, in a "
     "torch.autograd.Function whose backward is made of torch operations (README, Your own generator)."
 )
-
-
-class OutputError(ValueError):
-    """What is wrong with an output, in words that need no others."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +49,12 @@ class Outputs:
         parts = tuple(output) if isinstance(output, tuple | list) else (output,)
         mean, std = (*parts, None)[:2] if len(parts) in (1, 2) else (None, None)
         if not all(isinstance(part, Tensor) and part.is_floating_point() for part in (mean, *parts)):
-            raise OutputError(
+            raise GeneratorError(
                 "expected the generator to return a floating-point tensor or a pair (mean, std), got "
                 f"{', '.join(describe(part) for part in parts)}{_how_to_return(self.generator.function, output)}"
             )
         if std is not None and std.shape != mean.shape:
-            raise OutputError(
+            raise GeneratorError(
                 f"expected the std in the shape of the mean, got mean {tuple(mean.shape)} and std {tuple(std.shape)}: "
                 "where the second output is no standard deviation, lambda z: generator(z)[0] leaves it away"
             )
@@ -77,7 +73,9 @@ class Outputs:
         if self.feature_map is not None:
             first = self.feature_map(mean)
             if not isinstance(first, Tensor) or not first.is_floating_point():
-                raise OutputError(f"expected the feature map to return a floating-point tensor, got {describe(first)}")
+                raise GeneratorError(
+                    f"expected the feature map to return a floating-point tensor, got {describe(first)}"
+                )
             _check_batch("feature map", len(z), mean.shape, first)
             first = _in_precision("feature map", first, z)
         first = first.reshape(len(z), -1)
@@ -99,7 +97,7 @@ class Outputs:
 
 def _check_batch(name: str, n: int, given: Sequence[int], output: Tensor) -> None:
     if output.ndim == 0 or len(output) != n:
-        raise OutputError(
+        raise GeneratorError(
             f"expected the {name} to return n = {n} rows for an input of shape {tuple(given)}, got "
             f"{tuple(output.shape)}, which are no batch. {FIXED}"
         )
@@ -108,7 +106,7 @@ def _check_batch(name: str, n: int, given: Sequence[int], output: Tensor) -> Non
 def _in_precision(name: str, output: Tensor, z: Tensor) -> Tensor:
     """Output in the dtype of the points; refuse one that has fewer digits."""
     if torch.finfo(output.dtype).eps > torch.finfo(z.dtype).eps:
-        raise OutputError(
+        raise GeneratorError(
             f"the {name} returns {output.dtype} for points in {z.dtype}: autocast or .half() inside loses the digits "
             f"that derivatives need; take them out, or convert the model, model.to({z.dtype})"
         )
@@ -119,7 +117,7 @@ def _refuse_negative(std: Tensor) -> None:
     while torch._C._functorch.is_functorch_wrapped_tensor(std):
         std = torch._C._functorch.get_unwrapped(std)
     if bool((std.detach() < 0).any()):
-        raise OutputError(
+        raise GeneratorError(
             f"expected a standard deviation as second output, got {float(std.min()):.3g}: a log-variance? return "
             "(0.5 * logvar).exp(); the logarithm of the std? its exp(); anything else? lambda z: generator(z)[0] "
             "leaves it away"
@@ -140,7 +138,7 @@ def _how_to_return(function: Any, output: Any) -> str:
         one = f".{tensors[0]}" if hasattr(output, tensors[0]) else f"[{tensors[0]!r}]"
         return f", which holds {', '.join(map(str, tensors))}: return the tensor, lambda z: generator(z){one}"
     if isinstance(output, tuple | list):
-        return f": leave away what is neither, lambda z: generator(z)[0]{decoder_of(function)}"
+        return f": leave away what is neither, lambda z: generator(z)[0]. {decoder_of(function)}"
     return ""
 
 

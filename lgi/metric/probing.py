@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from lgi.checks import describe
 from lgi.metric.batching import finite
 from lgi.metric.derivatives import differentiable
-from lgi.metric.generators import FIXED, NUMPY, OutputError, Outputs, decoder_of
-from lgi.metric.watching import Watched
+from lgi.metric.generators import FIXED, NUMPY, Outputs, decoder_of
+from lgi.metric.watching import GeneratorError, Watched
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ def _alike(a: Tensor, b: Tensor, relative: float | None = None) -> bool:
 
 def _refusal(error: Exception, what: str, outputs: Outputs, remedy: str = "") -> ValueError:
     """An error of a generator with what to do about it; one that says so itself is left as it is."""
-    if isinstance(error, OutputError):
+    if isinstance(error, GeneratorError):
         return error
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(".")
     remedies = [sentence for pattern, sentence in _REMEDIES if re.search(pattern, text)]
     parameter = next((p for module in outputs.generator.modules for p in module.parameters()), None)
     has = "no known parameters" if parameter is None else f"parameters {parameter.dtype} on {parameter.device}"

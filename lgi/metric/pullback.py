@@ -47,7 +47,7 @@ class PullbackMetric(Metric):
     ValueError
         From any method: if ``z`` is not floating point or has another last dimension; if a module with batch norm,
         dropout or spectral norm is in train mode; if outputs lack the batch dimension, mix rows, differ in shape, are
-        cut off from ``z``, or are not finite.
+        cut off from ``z``, random, of fewer digits than ``z``, or not finite; if a standard deviation is negative.
 
     Warns
     -----
@@ -60,7 +60,9 @@ class PullbackMetric(Metric):
     Derivatives are taken in forward mode (`torch.func.jvp`), in all ``d`` directions at once by `torch.func.vmap` over
     the directions, which computes the values only once. Where a function has no forward derivative (`torch.cdist`), or
     loses it (scripted modules), reverse mode is applied twice instead; the first point shows which is needed. Where
-    the output is smaller than ``d``, the tensor is made of reverse passes.
+    the output is smaller than ``d``, the tensor is made of reverse passes. Attention is computed by plain products and
+    compiled code as it was written, because only so there are second derivatives. A model's buffers, attributes and
+    mode are after each call what they were before.
 
     With ``K`` features and ``D`` data values, the exact diagonal in eq. 4 takes ``K`` reverse passes over the feature
     map, or ``D`` forward passes where these are fewer; an estimate takes ``n_probes``.

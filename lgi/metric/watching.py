@@ -17,6 +17,10 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 _ABSENT = object()
 
 
+class GeneratorError(ValueError):
+    """What is wrong with a generator, in words that need no others."""
+
+
 class Watched:
     """A generator or feature map whose modules every call leaves as they were.
 
@@ -117,7 +121,7 @@ def refuse_train_mode(*functions: Any) -> None:
     for function in (f for f in functions if isinstance(f, nn.Module)):
         for name, module in function.named_modules():
             if wrong := _what_is_wrong(module):
-                raise ValueError(f"{type(module).__name__} '{name}' of {type(function).__name__} {wrong}")
+                raise GeneratorError(f"{type(module).__name__} '{name}' of {type(function).__name__} {wrong}")
 
 
 def _what_is_wrong(module: nn.Module) -> str | None:

@@ -510,13 +510,13 @@ def normalised_latents() -> Any:
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
-@refused(r"BatchNorm1d '1' of Sequential is in train mode.*eval\(\)")
+@refused(r"^BatchNorm1d '1' of Sequential is in train mode.*eval\(\)")
 def bound_method_in_train_mode() -> Any:
     model = VAE()
     return model.decode, model
 
 
-@refused(r"BatchNorm1d '1' of Sequential is in train mode.*eval\(\)")
+@refused(r"^BatchNorm1d '1' of Sequential is in train mode.*eval\(\)")
 def partial_in_train_mode() -> Any:
     model = VAE()
     return functools.partial(lambda vae, z: vae.decode(z), model), model
