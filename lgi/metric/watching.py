@@ -1,5 +1,6 @@
 """Models as they are before they are looked at, and after it: their modules, mode, buffers and attributes."""
 
+import functools
 import inspect
 import threading
 import warnings
@@ -108,12 +109,14 @@ def _held_by(function: Any, depth: int = 2) -> list[nn.Module]:
     """Modules that a function holds: a method's object, a partial's arguments, what it closes over, its globals."""
     if isinstance(function, nn.Module):
         return [function]
-    held = [getattr(function, "__self__", None), getattr(function, "func", None)]
-    held += [*getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
+    held = [getattr(function, "__self__", None)]
+    if isinstance(function, functools.partial):
+        held += [function.func, *function.args, *function.keywords.values()]
     with suppress(TypeError, ValueError):  # no function of Python's; a variable that is not yet set
         names = inspect.getclosurevars(function)
         held += [*names.nonlocals.values(), *names.globals.values()]
-    return [module for part in held if depth and callable(part) for module in _held_by(part, depth - 1)]
+    held = [part for part in held if depth and callable(part) and not isinstance(part, type)]
+    return [module for part in held for module in _held_by(part, depth - 1)]
 
 
 def refuse_train_mode(*functions: Any) -> None:
