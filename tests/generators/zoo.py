@@ -100,7 +100,7 @@ class VAE(nn.Module):
         return self.decode(mean), mean, logvar
 
 
-class NotFlat(Exception):
+class NotFlatError(Exception):
     """A class among the names of a function has attributes that are not those of an object of it."""
 
 
@@ -309,7 +309,7 @@ def bound_method() -> Any:
 def decoder_beside_an_encoder_in_train_mode() -> Any:
     model = VAE()
     model.decoder.eval()
-    return lambda z: model.decode(z).sigmoid() if z.ndim == 2 else NotFlat(), model
+    return lambda z: model.decode(z).sigmoid() if z.ndim == 2 else NotFlatError(), model
 
 
 @works()
