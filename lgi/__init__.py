@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lgi.comparison import compare_models
 from lgi.inversion import invert
-from lgi.metric import PullbackMetric, curve_energy, curve_length
-from lgi.solver import SolverSettings, certify, shorten
+from lgi.metric import PullbackMetric, curve_energy, curve_length, slerp
+from lgi.solver import SolverSettings, certify, load_result, shorten
 from lgi.spline import CubicBSpline
 from lgi.studies import load_study, merge_studies
 from lgi.zoo import load_codes, load_model
@@ -31,9 +31,11 @@ __all__ = [
     "invert",
     "load_codes",
     "load_model",
+    "load_result",
     "load_study",
     "merge_studies",
     "shorten",
+    "slerp",
     "worst_case_improvement",
 ]
 

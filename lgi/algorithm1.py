@@ -15,13 +15,14 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +49,8 @@ _MEASURED = (
 
 Direction = Literal["maximal", "minimal", "random", "pairs"]
 Eigenvectors = Literal["auto", "eigh", "lanczos"]
+Prior: TypeAlias = Callable[[int], Tensor] | torch.distributions.Distribution
+"""``n -> (n, d)``, or a distribution of points or of each coordinate; draws from torch's global generator."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -63,6 +66,7 @@ def worst_case_improvement(
     *,
     direction: Direction = "maximal",
     codes: Tensor | None = None,
+    prior: Prior | None = None,
     settings: SolverSettings = SolverSettings(),  # noqa: B008 - it is frozen
     eigenvectors: Eigenvectors = "auto",
     latent_dim: int | None = None,
@@ -94,6 +98,11 @@ def worst_case_improvement(
         random direction. ``"pairs"``: no step, the end is drawn from the codes like the start.
     codes : Tensor, shape (n_codes, d), optional
         Codes of data from which the starts are drawn, with replacement, in place of the prior.
+    prior : torch.distributions.Distribution or callable, optional
+        Where the starts are drawn from; by default N(0, I). A distribution of vectors (d,), of numbers (each coordinate
+        is one), or a function ``n -> (n, d)`` that draws from torch's global generator, say
+        ``lambda n: torch.nn.functional.normalize(torch.randn(n, d), dim=-1)``. It is asked for one point at a time,
+        with a seed of (seed, i).
     settings : SolverSettings
         Of the search for shorter curves.
     eigenvectors : {"auto", "eigh", "lanczos"}
@@ -167,7 +176,7 @@ def worst_case_improvement(
         "seed": seed,
         "direction": direction,
         "step_size": step_size,
-        "starts": "prior" if codes is None else "codes",
+        "starts": "codes" if codes is not None else "prior" if prior is None else "own prior",
         "eigenvectors": eigenvectors,
         "metric": type(metric).__name__,
         # How many curves are worked on at a time changes rounding at most, and the bar nothing.
@@ -176,12 +185,15 @@ def worst_case_improvement(
         "about": dict(about or {}),
     }
     _settle(study_settings, metric, codes, latent_dim)
+    if codes is not None and prior is not None:
+        raise ValueError("starts come from codes or from a prior: give one of them")
     like = next((x for x in _parameters(metric) if x.is_floating_point()), codes)
     # Tensors made in inference mode cannot be differentiated; copies of them can.
     with torch.inference_mode(False):
         sampler = _Sampler(
             metric=metric,
             codes=None if codes is None else codes.detach().to("cpu", torch.float64, copy=True),
+            prior=prior,
             study_settings=study_settings,
             solver=dataclasses.replace(settings, progress=False),
             dtype=dtype or (torch.get_default_dtype() if like is None else like.dtype),
@@ -295,6 +307,7 @@ class _Sampler:
 
     metric: Metric
     codes: Tensor | None  # float64, CPU
+    prior: Prior | None
     study_settings: dict[str, Any]
     solver: SolverSettings
     dtype: torch.dtype
@@ -303,6 +316,11 @@ class _Sampler:
     def fingerprint(self) -> dict[str, list[float]]:
         """Numbers that tell metrics and codes apart; on other machines they differ in rounding."""
         start = self.draw(range(4), seed=0)[0]
+        if not torch.equal(start, self.draw(range(4), seed=0)[0]):
+            raise ValueError(
+                "the prior gives other points when it is asked again: let it draw from torch's global generator, whose "
+                "seed is set for each sample (torch.randn, torch.rand, a torch distribution)"
+            )
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
         with torch.no_grad():
             speeds = self._squared_speeds(start, towards)
@@ -341,7 +359,9 @@ class _Sampler:
         for i in samples:
             # Not (seed, i) as entropy: from that, lgi.shorten draws the bent curves of starts="multi".
             stream = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,)))
-            if codes is None:
+            if self.prior is not None:
+                starts.append(self._from_prior(int(stream.integers(2**63))))
+            elif codes is None:
                 starts.append(stream.standard_normal(d))
             else:
                 row = stream.integers(len(codes), size=len(names))
@@ -352,6 +372,22 @@ class _Sampler:
             vectors.append(stream.standard_normal(d))
         columns = dict(zip(names, torch.from_numpy(np.array(rows, dtype=np.int64)).unbind(-1), strict=True))
         return torch.from_numpy(np.array(starts)), torch.from_numpy(np.array(vectors)), columns
+
+    def _from_prior(self, seed: int) -> npt.NDArray[np.float64]:
+        """One start (d,) from the prior that was given."""
+        d = self.study_settings["latent_dim"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if isinstance(self.prior, torch.distributions.Distribution):
+                z = self.prior.sample((1,) if self.prior.batch_shape + self.prior.event_shape else (1, d))
+            else:
+                assert self.prior is not None
+                z = self.prior(1)
+        if not isinstance(z, Tensor) or z.shape != (1, d) or not bool(z.isfinite().all()):
+            raise ValueError(
+                f"expected the prior to give finite points, a tensor (1, {d}) for n = 1, got {describe(z)}"
+            )
+        return z[0].double().cpu().numpy()
 
     def directions(self, z: Tensor, vectors: Tensor) -> Tensor:
         """Unit vectors (n, d), float64 on the CPU, along which to step from points ``z`` (n, d)."""

@@ -37,6 +37,10 @@ def _missing_data(item: pytest.Item) -> str | None:
         file for folder in artifacts.raw_data_folders() for file in folder.glob("vgg19/*")
     ):
         return f"no VGG-19 weights vgg19/* in {looked} (LGI_DATA names another folder)"
+    if item.get_closest_marker("needs_authors") and not any(
+        (folder / "authors").exists() for folder in artifacts.raw_data_folders()
+    ):
+        return f"no weights authors/* in {looked} (LGI_DATA names another folder)"
     return None
 
 

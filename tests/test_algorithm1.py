@@ -22,6 +22,7 @@ from lgi.solver import SolverSettings
 # Of searches without iterations hardly a curve is certified.
 pytestmark = pytest.mark.filterwarnings("ignore::lgi.studies.UncertifiedWarning")
 
+OWN_STREAM = np.random.default_rng(0)
 QUICK = SolverSettings(n_control=4, progress=False)
 DOUBLE = {"dtype": torch.float64, "progress": False}
 
@@ -123,6 +124,29 @@ def test_starts_are_of_the_prior():
     assert abs(np.corrcoef(found.start.T.numpy())[0, 1]) < 0.08
     # Neighbouring streams are independent.
     assert abs(np.corrcoef(found.start[:-1, 0].numpy(), found.start[1:, 0].numpy())[0, 1]) < 0.08
+
+
+def on_the_sphere(n):
+    return nn.functional.normalize(torch.randn(n, 2), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("prior", "holds"),
+    [
+        (torch.distributions.Uniform(2.0, 3.0), lambda z: ((z > 2) & (z < 3)).all()),
+        (torch.distributions.MultivariateNormal(torch.full((2,), 9.0), torch.eye(2)), lambda z: (z > 4).all()),
+        (on_the_sphere, lambda z: ((z.norm(dim=1) - 1).abs() < 1e-6).all()),
+    ],
+)
+def test_starts_are_of_the_prior_that_is_given(prior, holds):
+    state = torch.get_rng_state()
+    found = study(PullbackMetric(Decoder()), prior=prior)
+    assert holds(found.start)
+    assert len(found.start.unique()) == 40
+    assert torch.equal(study(PullbackMetric(Decoder()), prior=prior, chunk_size=3).start, found.start)
+    assert not torch.equal(study(PullbackMetric(Decoder()), prior=prior, seed=1).start, found.start)
+    assert found.settings["starts"] == "own prior"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_sample_is_the_same_whatever_is_drawn_beside_it():
@@ -277,6 +301,10 @@ def test_the_module_is_there_at_once():
         ({"codes": torch.ones(5)}, r"codes \(n_codes, d\), got torch.float32 of shape \(5,\)"),
         ({"codes": torch.ones(5, 2).long()}, "int64"),
         ({"codes": torch.tensor([[0.0, math.nan]])}, "1 of 1 codes are NaN"),
+        ({"prior": torch.distributions.Uniform(0, 1), "codes": torch.ones(5, 2)}, "from codes or from a prior"),
+        ({"prior": lambda n: torch.rand(n, 3)}, r"a tensor \(1, 2\) for n = 1, got torch.float32 of shape \(1, 3\)"),
+        ({"prior": lambda n: np.ones((n, 2))}, "got a ndarray"),
+        ({"prior": lambda n: torch.from_numpy(OWN_STREAM.random((n, 2)))}, "other points when"),
         ({"shard": (0, 2)}, "counted from 1"),
         ({"shard": (3, 2)}, "1 <= i <= n"),
         ({"shard": "1/2"}, r"shard = \(i, n\), integers .* got '1/2'"),

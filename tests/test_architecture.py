@@ -36,6 +36,7 @@ ONLY = {"paper": {"torch", "lgi.spline"}, "plots": {"torch", "numpy", "matplotli
 CONTRACT = {
     *("PullbackMetric", "curve_length", "curve_energy", "CubicBSpline", "load_model", "load_codes", "shorten"),
     *("certify", "SolverSettings", "worst_case_improvement", "compare_models", "invert", "load_study", "merge_studies"),
+    *("load_result", "slerp"),
 }
 
 HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}

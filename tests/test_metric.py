@@ -413,12 +413,12 @@ def test_inputs_are_never_changed() -> None:
 
 
 def test_precision_is_restored_on_a_gpu() -> None:
-    from lgi.metric.batching import full_precision
+    from lgi.metric.derivatives import differentiable
 
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     try:
-        with full_precision(torch.device("cuda")):
+        with differentiable(torch.device("cuda")):
             assert not torch.backends.cudnn.allow_tf32
             assert not torch.backends.cuda.matmul.allow_tf32
         assert torch.backends.cudnn.allow_tf32

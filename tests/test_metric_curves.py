@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lgi.metric import Metric, PullbackMetric, curve_energy, curve_length, energy_and_gradient, metric_fields
+from lgi.metric import Metric, PullbackMetric, curve_energy, curve_length, energy_and_gradient, metric_fields, slerp
 from lgi.spline import CubicBSpline
 
 
@@ -208,6 +208,31 @@ def test_path_of_points_is_the_sum_of_its_pieces() -> None:
     assert relative(curve_length(metric, points, 500), curve_length(metric, pieces).sum(1)) <= 1e-10
     # Each piece takes a fifth of the time, at five times the speed.
     assert relative(curve_energy(metric, points, 500), 5 * curve_energy(metric, pieces).sum(1)) <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_spherical_interpolation(dtype: torch.dtype) -> None:
+    start, end = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    t = torch.linspace(0, 1, 7, dtype=dtype)
+    curve = slerp(start, end)
+    assert curve(t).shape == curve.derivative(t).shape == (3, 4, 7, 5)
+    assert curve(t).dtype == curve.derivative(t).dtype == dtype
+    assert relative(curve(t)[..., 0, :], start) <= 1e-6
+    assert relative(curve(t)[..., -1, :], end) <= 1e-6
+    # Between points of one norm it is an arc of a circle, at constant speed.
+    radius = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+    other = radius * torch.nn.functional.normalize(end, dim=-1)
+    arc = slerp(start, other)
+    assert relative(torch.linalg.vector_norm(arc(t), dim=-1), radius.expand(3, 4, 7)) <= 1e-6
+    angle = torch.acos((start * other).sum(-1) / radius[..., 0] ** 2)
+    plane = PullbackMetric(lambda z: torch.cat([z, 0 * z], dim=1))
+    assert relative(curve_length(plane, arc), radius[..., 0] * angle) <= 1e-5
+    # Along a ray, the straight line.
+    assert relative(slerp(start, 3 * start)(t), CubicBSpline.line(start, 3 * start)(t)) <= 1e-6
+    with pytest.raises(ValueError, match="1 pairs are opposite"):
+        slerp(start[:1, :2], torch.stack([end[0, 0], -2 * start[0, 1]])[None])
+    with pytest.raises(ValueError, match=r"of one shape, got .* \(3, 4, 5\).* \(4, 5\)"):
+        slerp(start, end[0])
 
 
 def test_fewer_nodes_than_pieces_still_cover_all() -> None:

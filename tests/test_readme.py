@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from faults import FAULTS
 from readme import ROOT, generated
 
@@ -28,14 +29,58 @@ def test_number_of_faults_is_the_present_one():
     assert f"`make mutations` makes {len(FAULTS)}\n" in README
 
 
-def test_own_generator_example_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def shown(number: int) -> dict:
     names: dict = {}
-    exec(example, names)
+    exec(EXAMPLES[number], names)
+    return names
+
+
+def test_own_generator_example_runs():
+    names = shown(0)
     assert names["M"].shape == (1000, 3, 3)
     assert names["lengths"].shape == (500,)
     assert (names["lengths"] > 0).all()
     assert (names["result"].improvement >= 0).all()
+
+
+def test_a_users_vae(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = shown(1)
+    assert names["images"].shape == (5, 10, 1, 8, 8)
+    assert torch.equal(names["again"].decode(10), names["images"])
+    assert (names["arc"] > 0).all()
+    assert [metric.latent_dim for metric in names["shipped"]] == [2, 2]
+
+
+def test_a_conditional_gan():
+    names = shown(2)
+    distances = names["distances"]
+    assert torch.equal(distances, distances.T)
+    assert ((distances > 0) | torch.eye(6, dtype=bool)).all()
+    assert (names["study"].start.norm(dim=1) - 8**0.5).abs().max() < 1e-5
+
+
+def test_latents_that_are_not_flat():
+    names = shown(3)
+    assert names["M"].shape == (3, 16, 16)
+    assert torch.linalg.eigvalsh(names["M"]).min() > -1e-4 * names["M"].max()
+
+
+def test_fisher_and_rao():
+    names = shown(4)
+    z = torch.randn(3, 2)
+    p, J = names["classifier"](z), torch.func.vmap(torch.func.jacrev(names["classifier"]))(z)
+    torch.testing.assert_close(names["metric"].tensor(z), J.mT @ (J / p[:, :, None]))
+
+
+def test_numpy_with_its_jacobian():
+    names = shown(5)
+    expected = torch.diag_embed(torch.stack([1 + names["z"][:, 0] ** 2, torch.ones(10)], dim=1))
+    assert (names["M"] - expected).abs().max() < 1e-12
+    assert len(EXAMPLES) == 6
 
 
 def test_links_lead_somewhere():

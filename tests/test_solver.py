@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from analytic import SURFACE, AffineDecoder, half_plane_distance, half_plane_metric
@@ -18,7 +19,7 @@ from lgi.metric import (
     curve_energy,
     curve_length,
 )
-from lgi.solver import SolverSettings, shorten, solve_geodesic_ode
+from lgi.solver import SolverSettings, load_result, shorten, solve_geodesic_ode
 from lgi.solver.methods import METHODS
 from lgi.spline import CubicBSpline
 
@@ -524,3 +525,45 @@ def test_other_bad_input():
 def test_bad_settings(setting, message):
     with pytest.raises(ValueError, match=message):
         SolverSettings(**setting)
+
+
+# ---- what can be done with a result ----
+
+
+def test_frames_table_and_file(tmp_path):
+    decoder = AffineDecoder.random(data_shape=(1, 4, 3))
+    metric = PullbackMetric(decoder, chunk_size=5)
+    start, end = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    result = shorten(metric, start, end, SolverSettings(progress=False))
+    frames = result.decode(7)
+    assert frames.shape == (3, 2, 7, 1, 4, 3)
+    flat = result.curve(torch.linspace(0, 1, 7, dtype=torch.float64)).reshape(-1, 2)
+    assert (frames.reshape(-1, 1, 4, 3) - decoder(flat)).abs().max() <= 1e-12
+    assert (result.decode(2)[:, :, -1].reshape(-1, 1, 4, 3) - decoder(end.reshape(-1, 2))).abs().max() <= 1e-12
+    table = pandas.DataFrame(result.columns)
+    assert len(table) == 6
+    assert table["length"].tolist() == result.length.reshape(-1).tolist()
+    assert (table["message"] == "converged").all()
+    result.save(tmp_path / "pairs")
+    found = load_result(tmp_path / "pairs.safetensors", metric)
+    for name, column in found.columns.items():
+        assert (column == result.columns[name]).all(), name
+    for a, b in (
+        (found.curve.control_points, result.curve.control_points),
+        (found.curve.knots, result.curve.knots),
+        (found.history.energy, result.history.energy),
+        (found.history.length, result.history.length),
+        (found.length, result.length),
+        (found.decode(7), frames),
+    ):
+        assert torch.equal(a, b)
+    for kept, other in ((load_result(tmp_path / "pairs"), None), (result, half_plane_metric())):
+        with pytest.raises(ValueError, match=r"give lgi.PullbackMetric\(generator\)"):
+            kept.decode(3, other)
+
+
+def test_frames_of_a_stochastic_generator_are_means():
+    decoder = random_decoder(stochastic=True)
+    start, end = random_pairs(2)
+    result = shorten(PullbackMetric(decoder), start, end, SolverSettings(n_control=4, progress=False))
+    assert (result.decode(2)[:, 0] - decoder(start)[0]).abs().max() <= 1e-12

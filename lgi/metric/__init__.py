@@ -9,7 +9,7 @@ from lgi.metric.base import Metric, SumMetric
 from lgi.metric.explicit import ConformalMetric, ExplicitMetric
 from lgi.metric.fields import MetricFields, metric_fields
 from lgi.metric.generators import FeatureMap, Generator
-from lgi.metric.lengths import Curve, curve_energy, curve_length, energy_and_gradient
+from lgi.metric.lengths import Curve, curve_energy, curve_length, energy_and_gradient, slerp
 from lgi.metric.pullback import PullbackMetric
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "curve_length",
     "energy_and_gradient",
     "metric_fields",
+    "slerp",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lgi.checks import describe
 from lgi.metric.batching import check_points, finite, in_chunks, paired, semidefinite
+from lgi.metric.derivatives import reverse
 
 
 class Metric(ABC):
@@ -53,10 +54,20 @@ class Metric(ABC):
         # Of a function that gives the tensor itself, d x d values a point; a pull-back has reason to ask for fewer.
         return 1 << 16
 
-    def _evaluate(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """Result of a function of chunks for all of the points (and vectors) that a public method was given."""
+    def _evaluate(
+        self, function: Callable[..., Any], *tensors: Tensor, n_tangents: int = 1, recompute: bool = False
+    ) -> Any:
+        """Result of a function of chunks for all of the points (and vectors) that a public method was given.
+
+        ``n_tangents`` is how many tangents the function maps together at each point; ``recompute`` as in `in_chunks`.
+        """
         check_points(tensors[0], self.latent_dim)
-        return in_chunks(function, self._prepare, *tensors)
+        return in_chunks(function, lambda z: max(1, self._prepare(z) // n_tangents), *tensors, recompute=recompute)
+
+    def _tensors(self, function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """``M(z)`` by ``_tensor`` or by ``_precise_tensor``, checked."""
+        check_points(z, self.latent_dim)
+        return semidefinite(self._evaluate(function, z, n_tangents=z.shape[-1]), z)
 
     def has_embedding(self, z: Tensor) -> bool:  # noqa: ARG002
         """Whether :meth:`embed` and :meth:`linearise` work: the metric is the pull-back of a map.
@@ -103,7 +114,7 @@ class Metric(ABC):
         ValueError
             If ``z`` does not fit the latent space, or the result is not finite or has a negative eigenvalue.
         """
-        return semidefinite(self._evaluate(self._tensor, z), z)
+        return self._tensors(self._tensor, z)
 
     def squared_speed(self, z: Tensor, v: Tensor) -> Tensor:
         """Squared Riemannian length of tangent vectors, ``v^T M(z) v``.
@@ -171,7 +182,8 @@ class Metric(ABC):
         """
 
         def product(z: Tensor, v: Tensor) -> Tensor:
-            return torch.func.grad(lambda u: self._squared_speed(z, u).sum() / 2)(v)
+            value, pull, _ = reverse(lambda u: (self._squared_speed(z, u), u), v)
+            return pull(torch.ones_like(value)) / 2
 
         z, v = paired(z, v)
         result = finite(self._evaluate(product, z, v), z)
@@ -232,7 +244,7 @@ class Metric(ABC):
         ValueError
             If ``z`` does not fit the latent space.
         """
-        return self._evaluate(self._embed, z)
+        return self._evaluate(self._embed, z, recompute=True)
 
     def linearise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values and all first derivatives of the embedding, in one pass.
@@ -257,7 +269,8 @@ class Metric(ABC):
         ValueError
             If ``z`` does not fit the latent space.
         """
-        return self._evaluate(self._linearise, z)
+        check_points(z, self.latent_dim)
+        return self._evaluate(self._linearise, z, n_tangents=z.shape[-1])
 
     def eigh(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of the metric tensor (Fig. 1).
@@ -282,7 +295,7 @@ class Metric(ABC):
         -----
         The tensor is accumulated and decomposed in float64: its condition number is the square of the Jacobian's.
         """
-        eigenvalues, eigenvectors = torch.linalg.eigh(semidefinite(self._evaluate(self._precise_tensor, z), z))
+        eigenvalues, eigenvectors = torch.linalg.eigh(self._tensors(self._precise_tensor, z))
         return eigenvalues.to(z), eigenvectors.to(z)
 
     def log_volume(self, z: Tensor) -> Tensor:
@@ -324,7 +337,7 @@ class Metric(ABC):
         return log_condition(self._eigenvalues(z)).to(z)
 
     def _eigenvalues(self, z: Tensor) -> Tensor:
-        return torch.linalg.eigvalsh(semidefinite(self._evaluate(self._precise_tensor, z), z))
+        return torch.linalg.eigvalsh(self._tensors(self._precise_tensor, z))
 
     def _refuse_negative(self, squared_speed: Tensor, z: Tensor) -> None:
         """Refuse squared speeds (...) at points (..., d) that are negative by more than the rounding of ``M``."""

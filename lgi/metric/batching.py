@@ -1,17 +1,21 @@
 """Any number of points in bounded memory, chunk after chunk; what goes in is points, and what comes out is finite."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lgi.checks import NotFiniteError, describe
+from lgi.metric.derivatives import differentiable
 
 
-def in_chunks(function: Callable[..., Any], n_rows: Callable[[Tensor], int], *tensors: Tensor) -> Any:
+def in_chunks(
+    function: Callable[..., Any], n_rows: Callable[[Tensor], int], *tensors: Tensor, recompute: bool = False
+) -> Any:
     """Apply a function to chunks of points and vectors, and give its results the leading dimensions back.
 
     Parameters
@@ -21,6 +25,9 @@ def in_chunks(function: Callable[..., Any], n_rows: Callable[[Tensor], int], *te
     n_rows : callable
         Of the first point (1, d); returns how many points make a chunk.
     *tensors : Tensor, all of shape (..., d)
+    recompute : bool
+        Whether, of more than four chunks, a graph keeps the points only, and a reverse pass computes the chunks anew,
+        one after the other; for functions without derivatives inside.
 
     Returns
     -------
@@ -36,9 +43,13 @@ def in_chunks(function: Callable[..., Any], n_rows: Callable[[Tensor], int], *te
     transformed = any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors)
     record = transformed or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     # Forward mode under vmap fails in inference mode in older torch (seen in 2.5 and 2.8).
-    with torch.inference_mode(False), torch.set_grad_enabled(record), full_precision(tensors[0].device):
+    with torch.inference_mode(False), torch.set_grad_enabled(record), differentiable(tensors[0].device):
         flat = [x.clone() if x.is_inference() else x for x in flat]
         rows = n_rows(flat[0][:1])
+        # Four chunks: a solver that takes a few points more than one at a time does not compute them twice.
+        if recompute and record and not transformed and n > 4 * rows:
+            again = partial(_differentiably, function, tensors[0].device)
+            function = partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
         results = (function(*chunk) for chunk in zip(*(x.split(rows) for x in flat), strict=True))
         first = next(results)
         single = isinstance(first, Tensor)
@@ -58,23 +69,15 @@ def in_chunks(function: Callable[..., Any], n_rows: Callable[[Tensor], int], *te
     return shaped[0] if single else tuple(shaped)
 
 
+def _differentiably(function: Callable[..., Any], device: torch.device, *chunk: Tensor) -> Any:
+    # A reverse pass, which computes anew, comes when the caller's context is left.
+    with differentiable(device):
+        return function(*chunk)
+
+
 def first_point(z: Tensor) -> Tensor:
     """First of points (..., d) as (1, d); zeros where there are none."""
     return z.reshape(-1, z.shape[-1])[:1] if z.shape[:-1].numel() else z.new_zeros(1, z.shape[-1])
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Switch TensorFloat-32, with its 10 bits of mantissa, off on a GPU, and back to what it was."""
-    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul] if device.type == "cuda" else []
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = False
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
 
 
 def check_points(z: Tensor, d: int | None) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lgi.checks import describe
 from lgi.metric.base import Metric, check_metric, log_condition, log_volume
-from lgi.metric.batching import semidefinite
 from lgi.progress import progress_bar
 
 
@@ -76,7 +75,7 @@ def metric_fields(
     tensors = []
     with torch.no_grad(), progress_bar(len(points), desc="metric", unit="points", show=progress) as advance:
         for batch in points.split(batch_size):
-            tensors.append(semidefinite(metric._evaluate(metric._precise_tensor, batch), batch).cpu())
+            tensors.append(metric._tensors(metric._precise_tensor, batch).cpu())
             advance(len(batch))
     eigenvalues, eigenvectors = torch.linalg.eigh(torch.cat(tensors).reshape(*z.shape, len(axes)))
     return MetricFields(

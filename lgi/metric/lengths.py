@@ -1,6 +1,7 @@
 """Length and energy of curves: the speed at the nodes of a quadrature (eq. 1, section 2.1)."""
 
 import math
+from collections.abc import Callable
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Protocol
@@ -148,6 +149,71 @@ class Polyline:
         """Velocities (..., n_t, d) at ``t (n_t,)``; at a corner that of the piece after it."""
         n_pieces = len(self.knots) - 1
         return n_pieces * self.points.diff(dim=-2)[..., (t * n_pieces).long().clamp(max=n_pieces - 1), :]
+
+
+class Slerp:
+    """Spherical interpolation between points (..., d); made by :func:`slerp`."""
+
+    def __init__(self, start: Tensor, end: Tensor) -> None:
+        if start.shape != end.shape or start.dtype != end.dtype or not start.is_floating_point() or start.ndim == 0:
+            raise ValueError(
+                f"expected floating-point end points (..., d) of one shape, got {describe(start)} and {describe(end)}"
+            )
+        self.start, self.end = start[..., None, :], end[..., None, :]
+        self.dtype = start.dtype
+        self.device = start.device
+        a, b = (torch.nn.functional.normalize(x.double(), dim=-1, eps=1e-300) for x in (self.start, self.end))
+        apart, together = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (a - b, a + b))
+        if bool((opposite := together < torch.finfo(start.dtype).eps ** 0.5).any()):
+            raise ValueError(
+                f"{int(opposite.sum())} pairs are opposite, between which no arc is the shortest: move one"
+            )
+        self.angle = 2 * torch.atan2(apart, together)
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Points (..., n_t, d) at ``t (n_t,)``."""
+
+        def share(t: Tensor) -> Tensor:
+            # sin(t angle) / sin(angle), also where the angle is 0.
+            return t * torch.sinc(t * self.angle / math.pi) / torch.sinc(self.angle / math.pi)
+
+        return self._mean(share, t, 1)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """Velocities (..., n_t, d) at ``t (n_t,)``."""
+        return self._mean(lambda t: (t * self.angle).cos() / torch.sinc(self.angle / math.pi), t, -1)
+
+    def _mean(self, share: Callable[[Tensor], Tensor], t: Tensor, sign: int) -> Tensor:
+        t = t.double()[:, None]
+        return sign * share(1 - t).to(self.dtype) * self.start + share(t).to(self.dtype) * self.end
+
+
+def slerp(start: Tensor, end: Tensor) -> Slerp:
+    """Spherical interpolation, with which users of GANs compare straight lines.
+
+    ``g(t) = (sin((1 - t) a) start + sin(t a) end) / sin(a)`` with the angle ``a`` between start and end: at equal norms
+    the arc of a circle around the origin.
+
+    Parameters
+    ----------
+    start, end : Tensor, shape (..., d)
+
+    Returns
+    -------
+    curve
+        For :func:`curve_length`, :func:`lgi.certify` and others: ``curve(t)`` and ``curve.derivative(t)`` of shape
+        (..., n_t, d) for ``t`` (n_t,) in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the points differ in shape or dtype, or lie opposite to each other.
+
+    References
+    ----------
+    Shoemake (1985); White, "Sampling generative networks" (2016).
+    """
+    return Slerp(start, end)
 
 
 def _along(metric: Metric, curve: Curve | Tensor, n_t: int) -> tuple[Tensor, Tensor]:

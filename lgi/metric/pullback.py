@@ -2,12 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import jvp, vmap
 
 from lgi.checks import at_least
 from lgi.metric.base import Metric, square_root
-from lgi.metric.batching import check_points, first_point
-from lgi.metric.generators import FeatureMap, Generator, Layout, Outputs, probe, refuse_train_mode
+from lgi.metric.batching import check_points, finite, first_point
+from lgi.metric.derivatives import reverse
+from lgi.metric.generators import FeatureMap, Generator, Outputs, known_latent_dim
+from lgi.metric.probing import Layout, probe
+from lgi.metric.watching import Watched, refuse_train_mode
 
 
 class PullbackMetric(Metric):
@@ -31,8 +34,8 @@ class PullbackMetric(Metric):
     latent_dim : int, optional
         ``d``; by default ``generator.latent_dim`` if there is one, else that of the first points given.
     chunk_size : int, optional
-        Points processed at a time. By default as many as have about 520,000 output values (CPU) or 33 million
-        (GPU); fewer are advisable for a feature map with large inner activations.
+        Points, or tangents at points, processed at a time: a tensor takes ``d`` tangents a point. By default as many as
+        have about 520,000 output values and 4.2 million activations (CPU), or 64 times as many (GPU).
     n_probes : int, optional
         Estimate ``diag(M_F)`` in eq. 4 by Hutchinson's method with so many random signs; by default it is exact. The
         relative error of an entry is at most ``sqrt(2 / n_probes)`` (one standard deviation).
@@ -44,7 +47,7 @@ class PullbackMetric(Metric):
     ValueError
         From any method: if ``z`` is not floating point or has another last dimension; if a module with batch norm,
         dropout or spectral norm is in train mode; if outputs lack the batch dimension, mix rows, differ in shape, are
-        cut off from ``z``, or are not finite.
+        cut off from ``z``, random, of fewer digits than ``z``, or not finite; if a standard deviation is negative.
 
     Warns
     -----
@@ -57,7 +60,9 @@ class PullbackMetric(Metric):
     Derivatives are taken in forward mode (`torch.func.jvp`), in all ``d`` directions at once by `torch.func.vmap` over
     the directions, which computes the values only once. Where a function has no forward derivative (`torch.cdist`), or
     loses it (scripted modules), reverse mode is applied twice instead; the first point shows which is needed. Where
-    the output is smaller than ``d``, the tensor is made of reverse passes.
+    the output is smaller than ``d``, the tensor is made of reverse passes. Attention is computed by plain products and
+    compiled code as it was written, because only so there are second derivatives. A model's buffers, attributes and
+    mode are after each call what they were before.
 
     With ``K`` features and ``D`` data values, the exact diagonal in eq. 4 takes ``K`` reverse passes over the feature
     map, or ``D`` forward passes where these are fewer; an estimate takes ``n_probes``.
@@ -83,17 +88,36 @@ class PullbackMetric(Metric):
         at_least(1, latent_dim=latent_dim, chunk_size=chunk_size, n_probes=n_probes)
         self.generator = generator
         self.feature_map = feature_map
-        self.latent_dim = getattr(generator, "latent_dim", None) if latent_dim is None else latent_dim
+        self.latent_dim = known_latent_dim(generator) if latent_dim is None else latent_dim
         self.chunk_size = chunk_size
         self.n_probes = n_probes
         self.seed = seed
-        self._outputs = Outputs(generator, feature_map)
+        self._outputs = Outputs(Watched(generator), None if feature_map is None else Watched(feature_map))
         self._layout: Layout | None = None
         refuse_train_mode(generator, feature_map)
 
     def __repr__(self) -> str:
         names = [type(f).__name__ for f in (self.generator, self.feature_map) if f is not None]
         return f"PullbackMetric({', '.join(names)})"
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Output of the generator; of a stochastic one, the mean.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+
+        Returns
+        -------
+        Tensor, shape (..., *data_shape)
+            Computed in chunks, like all else.
+
+        Raises
+        ------
+        ValueError
+            If ``z`` does not fit the latent space, or the output is not finite.
+        """
+        return finite(self._evaluate(lambda z: self._outputs.decode(z)[0], z), z)
 
     def has_embedding(self, z: Tensor) -> bool:
         """Whether the metric is the pull-back of a map: eqs 1 to 3, not eq. 4.
@@ -154,24 +178,24 @@ class PullbackMetric(Metric):
 
     def _feature_diagonal(self, mean: Tensor, layout: Layout) -> Tensor:
         """``diag(M_F)`` (n, D): entry ``j`` is the squared norm of column ``j`` of ``J_F``."""
-        assert self.feature_map is not None
-        n = len(mean)
+        feature_map, n = self._outputs.feature_map, len(mean)
+        assert feature_map is not None
         if self.n_probes is None and layout.n_features > layout.n_data and layout.forward:
             columns = []
             for j in range(layout.n_data):
                 direction = mean.new_zeros(n, layout.n_data)
                 direction[:, j] = 1
-                column = jvp(self.feature_map, (mean,), (direction.reshape(mean.shape),))[1]
+                column = jvp(feature_map, (mean,), (direction.reshape(mean.shape),))[1]
                 columns.append(column.reshape(n, -1).square().sum(-1))
             return torch.stack(columns, dim=-1)
-        features, pull = vjp(self.feature_map, mean)[:2]
+        features, pull, _ = reverse(lambda x: (feature_map(x), x), mean)
         if self.n_probes is None:
             cotangents = torch.eye(layout.n_features, dtype=features.dtype, device=features.device)
         else:
             signs = torch.Generator().manual_seed(self.seed)
             cotangents = torch.randint(2, (self.n_probes, layout.n_features), generator=signs).to(features) * 2 - 1
         # One pass after the other, so that memory does not grow with their number unless a graph is recorded.
-        squares = (pull(u.expand(n, -1).reshape(features.shape))[0].reshape(n, -1).square() for u in cotangents)
+        squares = (pull(u.expand(n, -1).reshape(features.shape)).reshape(n, -1).square() for u in cotangents)
         return sum(squares, mean.new_zeros(())) / (self.n_probes or 1)
 
     def _tensor(self, z: Tensor) -> Tensor:
@@ -212,8 +236,9 @@ class PullbackMetric(Metric):
         if layout.forward:
             # Values and mean do not depend on the direction: vmap computes them once, and repeats them without a copy.
             forward = vmap(lambda e: self._outputs.forward(z, e.expand_as(z)), out_dims=(0, 1, 0))
-            values, columns, means = forward(directions)
-            value, mean = values[0], means[0]
+            parts = [forward(part) for part in directions.split(max(1, self._rows(layout, z) // len(z)))]
+            value, mean = parts[0][0][0], parts[0][2][0]
+            columns = parts[0][1] if len(parts) == 1 else torch.cat([part[1] for part in parts], dim=1)
         else:
             value, push, mean = self._outputs.reverse_twice(z)
             columns = torch.stack([push(direction.expand_as(z)) for direction in directions], dim=1)
@@ -221,8 +246,12 @@ class PullbackMetric(Metric):
 
     def _prepare(self, z: Tensor) -> int:
         # At every call: since the last one, the model may have been put back into train mode.
-        refuse_train_mode(self.generator, self.feature_map)
-        layout = self._layout_at(z)
+        for watched in (self._outputs.generator, self._outputs.feature_map):
+            refuse_train_mode(*([] if watched is None else watched.modules))
+        return self._rows(self._layout_at(z), z)
+
+    def _rows(self, layout: Layout, z: Tensor) -> int:
+        """How many points, or tangents, to process at a time."""
         if self.chunk_size is not None:
             return self.chunk_size
         per_point = layout.n_values + layout.n_data
@@ -230,10 +259,11 @@ class PullbackMetric(Metric):
             # Each pass over the feature map leaves a graph behind.
             per_point += layout.n_data * (self.n_probes or min(layout.n_features, layout.n_data))
         # Output values of a chunk. On a CPU its intermediate tensors, of some MB, then stay in the cache; on a GPU they
-        # keep the device busy, and are small beside its memory.
+        # keep the device busy, and are small beside its memory. Of these themselves there may be eight times as many,
+        # as in VAE1: with a graph, which keeps them all, with tangents and gradients, some 100 MB on a CPU.
         n_values = 1 << 19 if z.device.type == "cpu" else 1 << 25
-        # 2^14: where an output has only a few values, it is the activations inside the generator that take memory.
-        return max(1, min(n_values // per_point, 1 << 14))
+        # 2^14: where a generator computes only a few values.
+        return max(1, min(n_values // per_point, 8 * n_values // layout.n_activations, 1 << 14))
 
 
 class _StdTerm(Metric):

@@ -2,7 +2,7 @@
 
 from lgi.solver.certificate import Certificate, certify
 from lgi.solver.equation import GeodesicOde, OdeCurve, geodesic_residual, solve_geodesic_ode
-from lgi.solver.result import ShortenHistory, ShortenResult
+from lgi.solver.result import ShortenHistory, ShortenResult, load_result
 from lgi.solver.settings import SolverSettings
 from lgi.solver.shortening import shorten
 
@@ -15,6 +15,7 @@ __all__ = [
     "SolverSettings",
     "certify",
     "geodesic_residual",
+    "load_result",
     "shorten",
     "solve_geodesic_ode",
 ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lgi import artifacts
+from lgi.metric import Metric, PullbackMetric
 from lgi.solver.refinement import Levels, prolongation
 from lgi.solver.rows import Rows
 from lgi.spline import CubicBSpline
@@ -119,6 +122,8 @@ class ShortenResult:
     n_minima : Tensor, shape (...)
         Distinct lengths (relative difference above 1e-3) among the converged curves from all starts.
     history : ShortenHistory
+    metric : Metric, optional
+        In which was searched; None where the result was read from a file without it.
     """
 
     curve: CubicBSpline
@@ -139,11 +144,95 @@ class ShortenResult:
     n_rows: Tensor
     n_minima: Tensor
     history: ShortenHistory
+    metric: Metric | None = field(default=None, repr=False)
+
+    def decode(self, n: int = 10, metric: Metric | None = None) -> Tensor:
+        """Frames along the curves: outputs of the generator at ``n`` even parameters, both ends included.
+
+        Parameters
+        ----------
+        n : int
+        metric : Metric, optional
+            Whose generator decodes; by default that of the search.
+
+        Returns
+        -------
+        Tensor, shape (..., n, *data_shape)
+
+        Raises
+        ------
+        ValueError
+            If there is no generator: the metric is no `lgi.PullbackMetric`, or was not given with a result from a file.
+        """
+        metric = self.metric if metric is None else metric
+        if not isinstance(metric, PullbackMetric):
+            raise ValueError(f"no generator to decode with: give lgi.PullbackMetric(generator), got {metric!r}")
+        return metric.decode(self.curve(torch.linspace(0, 1, n, dtype=torch.float64)))
+
+    @property
+    def columns(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The tensor fields of all curves as one-dimensional arrays: ``pandas.DataFrame(result.columns)``."""
+        table = {name: getattr(self, name).detach().cpu().numpy().reshape(-1) for name in _COLUMNS}
+        return {**table, "message": self.message.reshape(-1)}
+
+    def save(self, path: str | Path) -> None:
+        """Write ``<path>.safetensors``, all but the metric; :func:`lgi.load_result` reads it back.
+
+        Parameters
+        ----------
+        path : path
+            With the suffix or without.
+
+        Raises
+        ------
+        lgi.artifacts.ArtifactError
+            If the file cannot be written.
+        """
+        tensors = {name: getattr(self, name) for name in _COLUMNS}
+        tensors |= {"control_points": self.curve.control_points, "knots": self.curve.knots}
+        tensors |= {"energies": self.history.energy, "lengths": self.history.length}
+        artifacts.save(_without_suffix(path), tensors, {}, name="shorten", settings={}, version=1)
 
     @property
     def message(self) -> np.ndarray[Any, np.dtype[np.str_]]:
         """Why each curve ended, and what to do about it; array of str of shape (...)."""
         return np.array([MESSAGES[status] for status in Status])[self.status.cpu().numpy()]
+
+
+_COLUMNS = tuple(each.name for each in fields(ShortenResult) if each.name not in ("curve", "history", "metric"))
+
+
+def _without_suffix(path: str | Path) -> Path:
+    return Path(str(path).removesuffix(".safetensors"))
+
+
+def load_result(path: str | Path, metric: Metric | None = None) -> ShortenResult:
+    """Read what :meth:`lgi.solver.ShortenResult.save` has written.
+
+    Parameters
+    ----------
+    path : path
+        With the suffix or without.
+    metric : Metric, optional
+        That of the search, if ``decode`` is to be called.
+
+    Returns
+    -------
+    ShortenResult
+        On the CPU.
+
+    Raises
+    ------
+    lgi.artifacts.ArtifactError
+        If there is no such file, or it is damaged.
+    """
+    tensors = artifacts.load(_without_suffix(path), name="shorten", version=1).tensors
+    return ShortenResult(
+        curve=CubicBSpline(tensors.pop("control_points"), tensors.pop("knots")),
+        history=ShortenHistory(energy=tensors.pop("energies"), length=tensors.pop("lengths")),
+        metric=metric,
+        **tensors,
+    )
 
 
 @dataclass(eq=False)
@@ -209,7 +298,7 @@ class Found(Rows):
             last = history[:, -1:] if history.shape[1] else history.new_zeros(len(history), 1)
             setattr(self, name, torch.cat([history, last.expand(-1, n - history.shape[1])], dim=1))
 
-    def result(self, levels: Levels, shape: torch.Size, like: Tensor) -> ShortenResult:
+    def result(self, levels: Levels, shape: torch.Size, like: Tensor, metric: Metric) -> ShortenResult:
         """Give the results the leading dimensions of the end points."""
         # All curves get the knots of the finest that is needed; knots are only added, never taken away.
         top = int(self.level.max()) if len(self.level) else 0
@@ -240,6 +329,7 @@ class Found(Rows):
             length_squared_over_energy=real(ratio),
             n_control=shaped(n_control[self.level]),
             history=ShortenHistory(energy=real(self.energies), length=real(self.lengths)),
+            metric=metric,
             **{name: real(getattr(self, name)) for name in same},
             **{name: shaped(getattr(self, name)) for name in counts},
         )

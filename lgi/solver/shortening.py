@@ -99,7 +99,7 @@ def shorten(
                 pieces.append(
                     _shorten_chunk(energy, settings, levels, *ends, number=number, graph=graph, advance=advance)
                 )
-        return Found.stacked(pieces).result(levels, start.shape[:-1], start)
+        return Found.stacked(pieces).result(levels, start.shape[:-1], start, metric)
 
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:

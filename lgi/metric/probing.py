@@ -1,0 +1,229 @@
+"""Whether a generator can be trusted: :func:`probe` calls it at the first point, and near it.
+
+One that cannot (train mode, rows that see each other, noise, disabled gradients, wrong shapes) is refused with what to
+do about it before it gives a wrong number.
+"""
+
+import functools
+import re
+import warnings
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lgi.checks import describe
+from lgi.metric.batching import finite
+from lgi.metric.derivatives import differentiable
+from lgi.metric.generators import FIXED, NUMPY, Outputs, decoder_of
+from lgi.metric.watching import GeneratorError, Watched
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the first call of a generator shows."""
+
+    dtype: torch.dtype  # of the points
+    device: torch.device
+    weighted: bool  # eq. 4: a standard deviation, and a feature map that weighs it
+    n_data: int  # D
+    n_features: int  # K, or D without a feature map
+    n_values: int  # m, of h
+    n_activations: int  # values that a call computes on its way
+    forward: bool  # whether forward mode works
+
+
+def probe(outputs: Outputs, z: Tensor) -> Layout:
+    """Call the generator at a point ``z (1, d)`` and near it.
+
+    Raises
+    ------
+    ValueError
+        If it is in train mode, fails, mixes the rows of a batch, is random, not finite or cannot be differentiated.
+
+    Warns
+    -----
+    UserWarning
+        If the output is not larger than the latent space.
+    """
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.no_grad(), differentiable(z.device)):
+            stack.enter_context(context)
+        for function in (outputs.generator, outputs.feature_map):
+            if function is not None:
+                stack.enter_context(function.looking())
+        # A copy of a tensor made in inference mode can be differentiated, unlike itself.
+        z = z.detach().clone()
+        with _Counting() as of_one:
+            try:
+                value, mean = outputs.values(z)
+            except Exception as error:
+                raise _refusal(error, f"the generator or the feature map failed on {describe(z)}", outputs) from error
+        finite(value, z)
+        near, values, n_activations = _neighbours(outputs, z, of_one.n)
+        _refuse_noise(outputs, near, value, values)
+        n_data, n_values = mean[0].numel(), value.shape[1]
+        stochastic = outputs.decode(z)[1] is not None
+        n_features = n_values - n_data * stochastic
+        changes = not torch.equal(values[0, :n_features], values[1, :n_features])
+        forward = _check_derivatives(outputs, near[:2], changes, n_features)
+    if z.shape[-1] >= n_features:
+        warnings.warn(
+            f"latent dimension {z.shape[-1]} >= output dimension {n_features}: the pull-back metric is degenerate "
+            "or only a change of coordinates",
+            stacklevel=7,  # whoever calls a method of the metric
+        )
+    weighted = stochastic and outputs.feature_map is not None
+    return Layout(z.dtype, z.device, weighted, n_data, n_features, n_values, max(n_values, n_activations), forward)
+
+
+class _Counting(TorchDispatchMode):
+    """Counts the values that torch computes; views are not computed."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if all(found.alias_info is None for found in func._schema.returns):
+            self.n += sum(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+        return result
+
+
+def _neighbours(outputs: Outputs, z: Tensor, n_of_one: int) -> tuple[Tensor, Tensor, int]:
+    """``z (1, d)`` with two points beside it (3, d), ``h`` there (3, m), and how many values a row more computes.
+
+    The latent space may be bounded (a ball, a cube), and ``z`` at its border: towards 0, ever closer, then the other
+    way; else ``z`` three times.
+    """
+    weights = 1 - (torch.arange(z.shape[-1], device=z.device) % 2) / 2
+    away = torch.ones_like(z) if not bool(z.any()) else z
+    for share in (0.5, 1e-2, 1e-4, -1e-2, -1e-4, 0):
+        near = z - share * torch.tensor([[0.0], [0.5], [1.0]]).to(z) * weights.to(z) * away
+        try:
+            with _Counting() as counting:
+                values = outputs.values(near)[0]
+        except Exception as error:
+            if share:
+                continue
+            what = "the generator or the feature map takes one point, and fails on three"
+            raise _refusal(error, what, outputs, FIXED) from error
+        if not share or bool(values.isfinite().all()):
+            break
+    return near, values, max(0, counting.n - n_of_one) // 2
+
+
+def _refuse_noise(outputs: Outputs, z: Tensor, alone: Tensor, values: Tensor) -> None:
+    """Refuse ``h`` (n, m) at ``z (n, d)`` that differs in a second call or, ``alone`` (1, m), of the first row."""
+    again = outputs.values(z)[0]
+    # Sums of some kernels of a GPU are taken in whatever order their parts come.
+    same = torch.equal(values, again) if z.device.type == "cpu" else _alike(values, again)
+    if not same and bool(values.isfinite().all()):
+        raise ValueError(
+            f"the output is random: the same points differ by {float((values - again).abs().max()):.2g} in two calls. "
+            'Fix the noise (a buffer, noise_mode="const"), put dropout in eval mode, return the mean and not a sample'
+        )
+    if not _alike(alone, values[:1]):
+        raise ValueError(
+            "a point's output depends on the other points of the batch, or is random: put batch norm and dropout in "
+            "eval mode, `model.eval()`; statistics over the batch that stay in eval mode are replaced by fixed ones"
+        )
+
+
+def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: int) -> bool:
+    """Whether forward mode works; ValueError if no derivative arrives, or if the two modes contradict each other.
+
+    Of the value (n, m) at ``z``, the first ``n_features`` are of the mean, and ``changes`` says that they vary.
+    """
+    _quieten_first_jvp()
+    signs = 1 - 2 * (torch.arange(z.shape[-1], device=z.device) % 2).to(z)
+    directions = torch.stack([torch.ones_like(signs), signs])
+    try:
+        value, pull, _ = outputs.reverse(z)
+        weights = torch.arange(value.numel(), device=z.device).to(value).cos().view_as(value)
+        pulled, push = pull(weights), outputs.reverse_twice(z)[1]
+        reverse = torch.stack([push(v.expand_as(z)) for v in directions])
+    except Exception as error:
+        what = "the generator or the feature map cannot be differentiated by torch"
+        raise _refusal(error, what, outputs, NUMPY) from error
+    forward = None
+    if not (_is_scripted(outputs.generator) or _is_scripted(outputs.feature_map)):
+        # The call itself has just succeeded in reverse mode: an error now says that forward mode is not available, or
+        # (activation checkpoints) not below a reverse pass.
+        with suppress(Exception):
+            with torch.enable_grad():
+                leaf = z.clone().requires_grad_()
+                tangent = outputs.forward(leaf, directions[:1].expand_as(z))[1]
+                if tangent.requires_grad:
+                    torch.autograd.grad(tangent.sum(), leaf, allow_unused=True)
+            forward = vmap(lambda v: outputs.forward(z, v.expand_as(z))[1])(directions)
+    tangents = reverse if forward is None else forward
+    # <u, J v> = <J^T u, v>, whatever the function is.
+    scale = (tangents * weights).abs().sum((1, 2))
+    gap = (tangents * weights).sum((1, 2)) - (pulled @ directions.mT).sum(0)
+    if bool((gap.abs() > 1e-2 * scale.max()).any()) and forward is None:
+        raise ValueError(
+            "a backward of the generator or of the feature map cannot be differentiated, with respect to the gradient "
+            "that it is given: write it in torch operations, without once_differentiable and numpy"
+        )
+    if changes and not bool(tangents[..., :n_features].any()):
+        raise ValueError(
+            "the output changes with z, but is cut off from it: something in the generator or the feature map "
+            f"disables gradients (detach, torch.inference_mode, numpy). {NUMPY}"
+        )
+    if forward is not None and not _alike(forward, reverse, 1e-2):
+        raise ValueError(
+            "forward and reverse derivatives contradict each other: something in the generator or the feature map "
+            "disables gradients (torch.no_grad), detaches a part of it, or has a wrong custom derivative"
+        )
+    return forward is not None
+
+
+def _alike(a: Tensor, b: Tensor, relative: float | None = None) -> bool:
+    """Whether tensors are equal up to rounding: by default that of values, whose order of summation differs."""
+    relative = torch.finfo(a.dtype).eps ** 0.5 if relative is None else relative
+    return torch.allclose(a, b, rtol=relative, atol=relative * float(a.abs().max()), equal_nan=True)
+
+
+def _refusal(error: Exception, what: str, outputs: Outputs, remedy: str = "") -> ValueError:
+    """An error of a generator with what to do about it; one that says so itself is left as it is."""
+    if isinstance(error, GeneratorError):
+        return error
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(".")
+    remedies = [sentence for pattern, sentence in _REMEDIES if re.search(pattern, text)]
+    parameter = next((p for module in outputs.generator.modules for p in module.parameters()), None)
+    has = "no known parameters" if parameter is None else f"parameters {parameter.dtype} on {parameter.device}"
+    told = [decoder_of(outputs.generator.function), *(remedies or [remedy]), f"The generator has {has}; check the last"]
+    return ValueError(f"{what}: {text}. {' '.join(filter(None, told))} dimension, dtype and device of z")
+
+
+# What errors of torch, numpy and Python say, and what to do.
+_REMEDIES = (
+    (r"numpy|ndarray|sklearn|array", NUMPY),
+    (
+        r"[345]D|xpected \d+ dim|unpack|permute|conv\dd|conv_transpose|group_norm|number of dim|mensions",
+        "Latents that are not flat, of 4 x 8 x 8 say, are made of flat ones z (n, 256): "
+        "PullbackMetric(nn.Sequential(nn.Unflatten(1, (4, 8, 8)), generator)).",
+    ),
+    (r"must match|Sizes of tensors|expanded size|invalid for input|batch_size|batch size", FIXED),
+    (r"more than 1 value per channel|more than 1 spatial", "Batch norm in train mode: model.eval()."),
+    (r"use_reentrant|CheckpointFunction", "Activation checkpoints: checkpoint(..., use_reentrant=False)."),
+)
+
+
+def _is_scripted(watched: Watched | None) -> bool:
+    # The executor of torch.jit may drop tangents from the second call on, without a word (seen in torch 2.15).
+    parts = [] if watched is None else [watched.function, *(m for own in watched.modules for m in own.modules())]
+    return any(isinstance(part, torch.jit.ScriptModule | torch.jit.ScriptFunction) for part in parts)
+
+
+@functools.cache
+def _quieten_first_jvp() -> None:
+    """Run one jvp with the deprecation of `torch.jit.script` silenced: the first of a process imports scripted code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
+        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
