@@ -171,6 +171,18 @@ def geodesics() -> str:
     )
 
 
+def walls() -> str:
+    """Shorter curves where the metric is hard, before and after."""
+    rows = []
+    for name, versions in _recorded("walls")["results"].items():
+        for version, row in versions.items():
+            shares = [f"{row[title]:.{digits}%}" for title, digits in (("certified", 0), ("mean improvement", 1))]
+            costs = [f"{row[title]:,}" for title in ("rows", "forwards")]
+            rows.append([f"`{name}`", version, str(row["pairs"]), *shares, *costs, f"{row['seconds']:.2f}"])
+    titles = "| metric | | pairs | certified | mean improvement | decoder rows | forward passes | s a pair |"
+    return _table(titles, rows)
+
+
 def algorithm1() -> str:
     """Algorithm 1 by every method."""
     recorded, rows = _recorded("algorithm1"), []
@@ -199,7 +211,7 @@ def comparison() -> str:
     )
 
 
-_PARTS = (series, results, departures, benchmark, geodesics, algorithm1, comparison)
+_PARTS = (series, results, departures, benchmark, geodesics, walls, algorithm1, comparison)
 
 
 def generated(text: str) -> str:

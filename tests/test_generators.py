@@ -204,6 +204,7 @@ def test_gradients_of_an_embedding_do_not_depend_on_chunks() -> None:
 
 @pytest.mark.needs_authors
 @pytest.mark.filterwarnings("ignore:.*weight_norm|.*spectral_norm:FutureWarning")
+@pytest.mark.filterwarnings("ignore::lgi.studies.UncertifiedWarning")
 @pytest.mark.parametrize("name", ["vae16_decoder", "bigan16_generator"])
 def test_published_weights(name: str) -> None:
     folder = next(f / "authors" for f in artifacts.raw_data_folders() if (f / "authors").exists())

@@ -385,6 +385,7 @@ def test_a_flat_generator_has_no_improvement() -> None:
     assert improvements.max() <= 1e-12
 
 
+@pytest.mark.filterwarnings("ignore::lgi.studies.UncertifiedWarning")
 @pytest.mark.parametrize(("dtype", "end_tolerance", "tolerance"), [("float32", 1e-4, 1e-4), ("float64", 1e-9, 1e-5)])
 def test_samples_of_vae1_are_those_of_the_fast_package(dtype: str, end_tolerance: float, tolerance: float) -> None:
     dtype = getattr(torch, dtype)

@@ -56,7 +56,7 @@ class SolverSettings:
     """
 
     method: str = "gauss-newton"
-    n_control: int = 35
+    n_control: int = 20
     n_iterations: int = 100
     tolerance: float = 1e-3
     length_tolerance: float = 1e-3

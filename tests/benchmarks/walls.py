@@ -29,10 +29,10 @@ DATA = Path(os.environ.get("LGI_DATA", HERE.parents[3] / "shared" / "data"))
 # Name, pairs, and settings other than the default.
 RUNS = (
     ("vae1", 200, {}),
-    ("k8.c0.7", 40, {}),
-    ("k8.c0.5", 40, {}),
-    ("k64.c0.7", 40, {}),
-    ("k8.c0.3", 20, {}),
+    ("k8.c0.7", 40, {"n_control": 35}),
+    ("k8.c0.5", 40, {"n_control": 35}),
+    ("k64.c0.7", 40, {"n_control": 35}),
+    ("k8.c0.3", 20, {"n_control": 35}),
     ("vae16", 20, {}),
     ("bigan", 20, {}),
     ("silu", 10, {}),
