@@ -25,6 +25,8 @@ from lgi.solver.starts import line
 
 # How far a saddle is left, in variations of norm 1 and parts of the root of the energy; the best of them is taken.
 _LEAVE = (0.03, 0.1, 0.3, 1.0)
+# Lengths of curve and line that differ relatively by no more than this, and by no more than their errors, are equal.
+_TIE = 5e-6
 # Least relative second derivatives that are taken for positive: by what a method has learnt of them, and by what has
 # been computed on the grid of the search.
 _LEARNT, _SURE = 0.1, 0.02
@@ -57,8 +59,9 @@ class Verdict:
         if bool(moved.any()):
             on_line = self.sample(grid, basis, index[moved], straight[moved], 0)
             straight_length[moved], straight_tail[moved] = on_line.length, on_line.length_tail
-        # Within rounding, the curve is preferred: it may be the line, run through at constant speed.
-        longer = moved & ~(sample.length < (1 + max(1e-9, 4 * torch.finfo(energy.dtype).eps)) * straight_length)
+        # Within the errors, the curve is preferred: it may be the line, run through at constant speed.
+        errors = length_error(sample, coarse) + straight_tail + 4 * torch.finfo(energy.dtype).eps * straight_length
+        longer = moved & ~(sample.length < straight_length + errors.clamp(max=_TIE * straight_length))
         excess = sample.length / straight_length - 1
         if bool(longer.any()):
             control[longer] = straight[longer]
