@@ -452,7 +452,7 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "longer than straight is kept",
             "improvements below 0",
             "longer = moved & ~(sample.length < straight_length",
-            "longer = moved & (sample.length < 0 * (straight_length",
+            "longer = moved & (sample.length + torch.inf < straight_length",
             ["test_line_is_kept_where_the_curve_of_least_energy_is_longer"],
         ),
         (
