@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lgi import zoo
+from lgi.artifacts import installed_version
 from lgi.checks import describe, one_of
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
@@ -32,10 +33,12 @@ from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
 from lgi.models import pick_device
 from lgi.solver import SolverSettings, shorten
-from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run, samples_of
+from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
 _LARGE = 64
+# Samples of a study at which its metric is compared with that of another call.
+_PROBES = 256
 # Length of the random part of the vector, otherwise -z, that Lanczos iterations begin with.
 _RANDOM_SHARE = 1e-2
 
@@ -164,6 +167,7 @@ def worst_case_improvement(
         "solver": {k: v for k, v in vars(settings).items() if k not in ("chunk_size", "progress")},
         "chunk_size": chunk_size,
         "about": dict(about or {}),
+        "lgi": installed_version(),
     }
     _settle(study_settings, metric, codes, latent_dim)
     like = next((x for x in _parameters(metric) if x.is_floating_point()), codes)
@@ -185,7 +189,7 @@ def worst_case_improvement(
             raise ValueError(f"with {chosen} (give others if the metric needs them): {error}") from error
         return run(
             study_settings,
-            sampler.chunk,
+            sampler.table,
             None if folder is None else Path(folder),
             shard=_checked_shard((1, 1) if shard is None else shard, len(chunks_of(study_settings))),
             progress=progress,
@@ -276,6 +280,13 @@ def _parameters(metric: Metric) -> list[Tensor]:
     return found
 
 
+def _norm_and_order(parameter: Tensor) -> tuple[float, float]:
+    """Norm of a parameter, and in units of it a sum that changes with the order and the signs of its entries."""
+    x = parameter.double().flatten()
+    norm = torch.linalg.vector_norm(x).item()
+    return norm, torch.dot(x, torch.arange(len(x), device=x.device).double().cos()).item() / (norm or 1.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Sampler:
     """Draws the samples of a study and measures them."""
@@ -291,16 +302,25 @@ class _Sampler:
         """Numbers that tell metrics and codes apart; on other machines they differ in rounding."""
         start = self.draw(range(4), seed=0)[0]
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
+        # Where the study's own samples are, a metric that is another one only here or there shows.
+        n, seed = self.study_settings["n_samples"], self.study_settings["seed"]
+        own, steps, _ = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)
         with torch.no_grad():
             speeds = self.metric.squared_speed(self.place(start), self.place(towards))
-            norms = [torch.linalg.vector_norm(x.double()).item() for x in _parameters(self.metric)]
-        found = {"speeds in the metric": speeds.double().tolist(), "parameters of the metric": norms}
+            own_speeds = self.metric.squared_speed(self.place(own), self.place(steps))
+            weights = [_norm_and_order(x) for x in _parameters(self.metric)]
+        found = {
+            "speeds in the metric": speeds.double().tolist(),
+            "speeds where the samples are": own_speeds.double().tolist(),
+            "parameters of the metric": [norm for norm, _ in weights],
+            "weights of the metric, in order": [order for _, order in weights],
+        }
         if self.codes is None:
             return found | {"codes": [], "order and signs of the codes": []}
         size = self.codes.norm(dim=0)
-        # Sums with random weights: any two rows exchanged, they differ.
-        weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(self.codes)))
-        sums = weights @ self.codes / size.clamp_min(torch.finfo(size.dtype).tiny)
+        # Sums with random factors: any two rows exchanged, they differ.
+        factors = torch.from_numpy(np.random.default_rng(0).standard_normal(len(self.codes)))
+        sums = factors @ self.codes / size.clamp_min(torch.finfo(size.dtype).tiny)
         return found | {"codes": [len(self.codes), *size.tolist()], "order and signs of the codes": sums.tolist()}
 
     def place(self, z: Tensor) -> Tensor:
@@ -339,9 +359,8 @@ class _Sampler:
             space = eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
-    def chunk(self, number: int) -> Table:
-        """Table of the samples of one chunk."""
-        samples = samples_of(number, self.study_settings)
+    def table(self, samples: Sequence[int]) -> Table:
+        """Table of these samples."""
         drawn, vectors, rows = self.draw(samples, self.study_settings["seed"])
         start = self.place(drawn)
         try:

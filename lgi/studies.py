@@ -13,8 +13,9 @@ import json
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
 
 _ELSEWHERE = "Give another folder (on the command line, another --out)"
+_REMEDY = "Move it away, or let the call that computes this study do so and compute its samples again."
 _CHUNKS = "lgi_study_chunks"
 # Raised by hand when the same settings give other samples or other results.
 _VERSION = 2
@@ -197,10 +199,13 @@ class Study:
         return values
 
 
+Part: TypeAlias = tuple[str, dict[str, Any], Mapping[str, Any]]
+"""Name, settings and columns of samples of a study."""
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(Study) if field.name != "settings")
 
 
-def _put_together(parts: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Study:
+def _put_together(parts: Sequence[Part]) -> Study:
     """Study of parts, each its name, its settings and its columns, in the order of the samples."""
     first, settings, columns = parts[0]
     for name, of_another, _ in parts[1:]:
@@ -211,6 +216,8 @@ def _put_together(parts: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any
     if bool((twice := index[1:] == index[:-1]).any()):
         names = " and ".join(name for name, _, part in parts if index[1:][twice][0] in torch.as_tensor(part["index"]))
         raise ValueError(f"{int(twice.sum())} samples are there twice, in {names}")
+    if not 0 <= int(index[0]) <= int(index[-1]) < settings["n_samples"]:
+        raise ValueError(f"expected samples 0 to {settings['n_samples'] - 1}, got {int(index[0])} to {int(index[-1])}")
     table = {name: column[order] for name, column in table.items()}
     for name in ("start", "end"):
         table[name] = torch.stack([table.pop(f"{name}_{k}") for k in range(settings["latent_dim"])], dim=-1)
@@ -253,7 +260,7 @@ def samples_of(number: int, settings: Mapping[str, Any]) -> range:
 
 def run(
     settings: dict[str, Any],
-    compute: Callable[[int], Table],
+    compute: Callable[[Sequence[int]], Table],
     folder: Path | None,
     *,
     shard: tuple[int, int] = (1, 1),
@@ -263,14 +270,16 @@ def run(
 
     The study is the files of its chunks, ``folder/lgi_study_chunks/000000.safetensors`` and so on, each with seconds
     and provenance in its header. Whenever this is killed, the same call goes on, and ends with the same samples. Shards
-    may share a folder, whose samples are then those of all of them. Nothing is ever deleted.
+    may share a folder, whose samples are then those of all of them. Nothing is ever deleted: a damaged file, or one
+    that holds other samples than its number says, is renamed and its samples are computed again. Before it goes on, one
+    of the stored samples is computed again and compared.
 
     Parameters
     ----------
     settings : dict
         Everything that determines the study.
     compute : callable
-        Takes the number of a chunk and returns its table.
+        Takes numbers of samples and returns their table.
     folder : pathlib.Path, optional
         Where to keep the study; by default nowhere.
     shard : (int, int), optional
@@ -288,7 +297,12 @@ def run(
     ValueError
         If the folder holds another study, or comes to hold one meanwhile, naming what differs.
     lgi.artifacts.ArtifactError
-        If the folder cannot be written, or a file in it is damaged.
+        If the folder cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If a file was damaged, naming it and what it is called now.
     """
     # As they come back from disk: tuples as lists, and in the order that makes equal studies equal files.
     settings = json.loads(json.dumps(settings, sort_keys=True))
@@ -296,20 +310,27 @@ def run(
     if folder is None:
         # Closed, so that the bar ends before a failure is told.
         with closing(_with_progress(numbers, settings, progress)) as shown:
-            return _put_together([(f"chunk {number}", settings, compute(number)) for number in shown])
-    settings = _settings_to_go_on(settings, folder)
-    if artifacts.exists(folder / "study"):
+            return _put_together(
+                [(f"chunk {number}", settings, compute(samples_of(number, settings))) for number in shown]
+            )
+    held = _to_go_on_from(folder, settings)
+    settings = held[0][1] if held else settings  # which may differ in rounding
+    there = {i for _, _, table in held for i in table["index"].tolist()}
+    missing = [number for number in numbers if not there.issuperset(samples_of(number, settings))]
+    if not missing:
         return load_study(folder)
     artifacts.check_writable(folder, _ELSEWHERE)
+    if held:
+        _compare_one(folder, held[0][2], compute)
     provenance = artifacts.provenance(seed=settings["seed"])
     for number in _with_progress(numbers, settings, progress):
         path = folder / _CHUNKS / f"{number:06d}"
-        if not artifacts.exists(path):
+        # Another process may have computed it meanwhile, or another study may have begun here.
+        if number in missing and not artifacts.exists(path):
             begin = time.perf_counter()
-            table = compute(number)
-            # Once more: another study may have begun here meanwhile.
-            settings = _settings_to_go_on(settings, folder)
             samples = samples_of(number, settings)
+            table = compute(samples)
+            settings = _settings_to_go_on(settings, folder)
             artifacts.save(
                 path,
                 table,
@@ -332,19 +353,58 @@ def _with_progress(numbers: range, settings: Mapping[str, Any], show: bool | Non
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files, without suffix, in which the samples of a folder are: one of all, or one a chunk."""
-    if artifacts.exists(folder / "study"):
-        return [folder / "study"]
+    """Files, without suffix, in which the samples of a folder are: that of `Study.save` and those of the chunks."""
     chunks = (file.with_suffix("") for file in (folder / _CHUNKS).glob("*.safetensors"))
-    return sorted(file for file in chunks if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.name))
+    numbered = sorted(file for file in chunks if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.name))
+    return [folder / "study", *numbered] if artifacts.exists(folder / "study") else numbered
 
 
-def _part(file: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Name, settings and columns of a file."""
-    name = "study chunk" if file.parent.name == _CHUNKS else "study"
-    kept = artifacts.load(file, name=name, version=_VERSION)
+def _part(file: Path) -> Part:
+    """Name, settings and columns of a file, whose samples are those of its number if it is that of a chunk."""
+    is_chunk = file.parent.name == _CHUNKS
+    kept = artifacts.load(file, name="study chunk" if is_chunk else "study", version=_VERSION, remedy=_REMEDY)
     # Version 0.1 counted a shard as a study of its own. Which samples there are, their numbers tell.
-    return str(file), {key: value for key, value in kept.settings.items() if key != "shard"}, kept.tensors
+    settings = {key: value for key, value in kept.settings.items() if key != "shard"}
+    index = kept.tensors["index"].tolist()
+    expected = samples_of(int(file.name), settings) if is_chunk else index
+    if index != list(expected):
+        raise artifacts.DamagedError(
+            f"{file} holds samples {index[0]} to {index[-1]}, and by its number those from {expected[0]} on. {_REMEDY}"
+        )
+    return str(file), settings, kept.tensors
+
+
+def _to_go_on_from(folder: Path, settings: Mapping[str, Any]) -> list[Part]:
+    """What a folder holds of this study; its damaged files are renamed, with a warning."""
+    parts, damaged = [], []
+    for file in _files(folder):
+        try:
+            parts.append(_part(file))
+            _refuse_another(folder, parts[-1][1], settings)
+        except artifacts.DamagedError as error:
+            damaged.append((file.with_name(f"{file.name}.safetensors"), str(error).removesuffix(_REMEDY)))
+    for file, said in damaged:
+        aside = file.with_name(f"{file.name}.damaged-{time.time_ns()}")
+        with suppress(FileNotFoundError):  # another process was faster
+            file.rename(aside)
+            warnings.warn(f"{said}It is called {aside.name} now, and its samples are computed again", stacklevel=4)
+    return parts
+
+
+def _compare_one(folder: Path, stored: Mapping[str, Tensor], compute: Callable[[Sequence[int]], Table]) -> None:
+    """Compute the stored sample that lies farthest out once more: there, another metric is most likely to show."""
+    place = [name for name in stored if re.fullmatch(r"(start|end)_\d+", name)]
+    row = int(torch.stack([stored[name].double() for name in place]).norm(dim=0).argmax())
+    sample = int(stored["index"][row])
+    again = compute([sample])
+    for name in (*place, "straight_length"):
+        before, now = float(stored[name][row]), float(again[name][0])
+        # Coordinates may be near 0; the scale of the prior is 1.
+        if not abs(now - before) <= 1e-3 * max(abs(before), float(name in place)):
+            raise ValueError(
+                f"{folder} holds another study: {name} of sample {sample} is {before:.6g}, and {now:.6g} when it is "
+                "computed again. Write elsewhere, or delete that study"
+            )
 
 
 def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -363,12 +423,16 @@ def _refuse_another(path: Path, stored: Mapping[str, Any], settings: Mapping[str
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """What differs between the settings of two studies, rounding of the fingerprint on other machines apart."""
-    found = []
-    for key in sorted(a.keys() | b.keys()):
+    found: list[str] = []
+    for key in sorted(a.keys() | b.keys(), key=lambda key: (key == "fingerprint", key)):
         x: Any = a.get(key)
         y: Any = b.get(key)
         if key == "fingerprint":
-            found += [f"{name} differ" for name in x if not _nearly_equal(x[name], y[name], *_ROUNDING[name])]
+            # Earlier versions took fewer; and of other settings the samples are elsewhere anyway.
+            both = [name for name in x if name in y and not (found and name == "speeds where the samples are")]
+            found += [f"{name} differ" for name in both if not _nearly_equal(x[name], y[name], *_ROUNDING[name])]
+        elif key == "lgi" and None in (x, y):  # the package's version, which earlier ones did not keep
+            continue
         elif isinstance(x, dict) and isinstance(y, dict):
             found += [f"{key}: {difference}" for difference in _differences(x, y)]
         elif x != y:
@@ -376,18 +440,24 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return found
 
 
-# Relative and absolute differences that other machines and devices may make in the numbers of a fingerprint.
+# Relative differences that other machines and devices may make in the numbers of a fingerprint, each one and the median
+# of all (a speed in a network of ReLUs may jump by rounding, half of them may not); and absolute ones.
 _ROUNDING = {
-    "speeds in the metric": (1e-3, 0.0),
-    "parameters of the metric": (1e-5, 0.0),
-    "codes": (1e-5, 0.0),
-    # In units of the norms of the codes, since sums may cancel.
-    "order and signs of the codes": (0.0, 1e-5),
+    "speeds in the metric": (1e-3, 3e-5, 0.0),
+    "speeds where the samples are": (1e-3, 3e-5, 0.0),
+    "parameters of the metric": (1e-5, 1e-5, 0.0),
+    "codes": (1e-5, 1e-5, 0.0),
+    # In units of the norms, since sums may cancel.
+    "order and signs of the codes": (0.0, 0.0, 1e-5),
+    "weights of the metric, in order": (0.0, 0.0, 1e-5),
 }
 
 
-def _nearly_equal(x: Sequence[float], y: Sequence[float], relative: float, absolute: float) -> bool:
-    return len(x) == len(y) and np.allclose(x, y, rtol=relative, atol=absolute)
+def _nearly_equal(x: Sequence[float], y: Sequence[float], each: float, median: float, absolute: float) -> bool:
+    if len(x) != len(y):
+        return False
+    close = [bool(np.abs(a - b) <= absolute + median * np.abs(b)) for a, b in zip(x, y, strict=True)]
+    return np.allclose(x, y, rtol=each, atol=absolute) and 2 * sum(close) >= len(x)
 
 
 def load_study(path: str | Path) -> Study:
@@ -408,13 +478,19 @@ def load_study(path: str | Path) -> Study:
     ValueError
         If there is no study, or files of several.
     lgi.artifacts.ArtifactError
-        If a file is damaged.
+        If a file is damaged, or holds other samples than its number says.
     """
     path = Path(path)
     files = _files(path) if path.is_dir() else [_without_suffix(path)]
     if not files or not artifacts.exists(files[0]):
         raise ValueError(f"there is no study {'in ' * path.is_dir()}{path}")
-    return _put_together([_part(file) for file in files])
+    first, *chunks = [_part(file) for file in files]
+    parts = [first]
+    for name, settings, table in chunks:
+        # Beside the file of Study.save lie the chunks that it was made of, and those that have come since.
+        new = ~torch.isin(table["index"], first[2]["index"])
+        parts.append((name, settings, {key: column[new] for key, column in table.items()}))
+    return _put_together(parts)
 
 
 def _without_suffix(path: str | Path) -> Path:
