@@ -149,8 +149,6 @@ def test_nothing_to_load(tmp_path, quick_solver):
         load_study(tmp_path / "nowhere")
 
 
-
-
 # --- interruptions ---------------------------------------------------------------------------------------------------
 
 
