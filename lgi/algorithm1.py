@@ -32,6 +32,7 @@ from lgi.features import ClassifierOutput
 from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
 from lgi.models import pick_device
+from lgi.progress import exit_status, terminable
 from lgi.solver import SolverSettings, shorten
 from lgi.studies import Study, Table, chunks_of, load_study, merge_studies, run
 
@@ -456,13 +457,14 @@ def _study(args: argparse.Namespace) -> Study:
     )
 
 
+@terminable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns
     -------
     int
-        Exit status: 0 done; 2 refused, with the reason on stderr; 130 interrupted.
+        Exit status: 0 done; 2 refused, with the reason on stderr; 130 interrupted, 143 terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser, args = _parse(argv)
@@ -471,11 +473,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = merge_studies(args.parts, folder=args.out) if merging else _study(args)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         done = 0
         with suppress(ValueError):
             done = len(load_study(args.out))
-        parser.exit(130, f"\ninterrupted with {done} samples in {args.out}: the same command goes on from there\n")
+        parser.exit(
+            exit_status(stop), f"\ninterrupted with {done} samples in {args.out}: the same command goes on from there\n"
+        )
     if merging or not args.quiet:
         sys.stdout.write(f"{study}\nwritten to {args.out}\n")
     return 0
