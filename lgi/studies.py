@@ -369,7 +369,8 @@ def _part(file: Path) -> Part:
     expected = samples_of(int(file.name), settings) if is_chunk else index
     if index != list(expected):
         raise artifacts.DamagedError(
-            f"{file} holds samples {index[0]} to {index[-1]}, and by its number those from {expected[0]} on. {_REMEDY}"
+            f"{file}.safetensors holds samples {index[0]} to {index[-1]}, by its number those from {expected[0]} on. "
+            + _REMEDY
         )
     return str(file), settings, kept.tensors
 

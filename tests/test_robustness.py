@@ -17,6 +17,7 @@ import papermill.iorw
 import pytest
 import reproduce
 import torch
+import trials
 from series import FIGURE, Series
 
 import lgi
@@ -346,6 +347,20 @@ def test_damaged_checkpoint_is_refused_and_training_begins_anew_without_it(tmp_p
         next(train())
     file.unlink()
     assert [record["epoch"] for record in train()] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize("name", trials.TRIALS)
+def test_a_few_of_the_trials(name):
+    """Each kind of fault, made for real; ``python tests/trials.py`` makes as many as one likes."""
+    n = 3 if name.startswith("series") else 12 if name == "study_damaged" else 6
+    command = [sys.executable, trials.__file__, "--only", name, "-n", str(n), "--seed", str(len(name))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "not made: " in done.stdout:
+        pytest.skip(done.stdout.partition("not made: ")[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name}: {n} tried, all survived" in done.stdout
 
 
 # --- damaged files that are shipped ----------------------------------------------------------------------------------

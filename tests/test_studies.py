@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -149,6 +150,100 @@ def test_nothing_to_load(tmp_path, quick_solver):
         load_study(tmp_path / "nowhere")
 
 
+def with_index(change):
+    """Write a chunk anew, all right in itself, with other numbers of its samples."""
+
+    def write(file, _):
+        kept = artifacts.load(file.with_suffix(""), name="study chunk")
+        columns = kept.tensors | {"index": change(kept.tensors["index"])}
+        about = {"name": "study chunk", "settings": kept.settings, "version": kept.version}
+        artifacts.save(file.with_suffix(""), columns, kept.record, **about)
+
+    return write
+
+
+# What is done to chunk 3, and perhaps 1; whether reading says so, and which files are set aside when it is resumed.
+FAULTS = {
+    "cut": (lambda file, _: file.write_bytes(file.read_bytes()[:-1]), "000003.safetensors is truncated", [3]),
+    "empty": (lambda file, _: file.write_bytes(b""), "000003.safetensors is truncated", [3]),
+    "nested": (lambda file, _: file.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999), "3.*truncated", [3]),
+    "copied": (
+        lambda file, other: file.write_bytes(other.read_bytes()),
+        "000003.* holds samples 10 to 19.* 30 on",
+        [3],
+    ),
+    "moved": (lambda file, other: other.rename(file), "000003.safetensors holds samples 10 to 19", [3]),
+    "exchanged": (
+        lambda file, other: (other.rename(file.with_name("x")), file.rename(other), file.with_name("x").rename(file)),
+        "000001.safetensors holds samples 30 to 39",
+        [1, 3],
+    ),
+    "other numbers": (with_index(lambda index: index + 100), "000003.safetensors holds samples 130 to 139", [3]),
+    "one number twice": (
+        with_index(lambda index: index.clamp_max(38)),
+        "000003.safetensors holds samples 30 to 38",
+        [3],
+    ),
+    "another order": (with_index(lambda index: index.flip(0)), "000003.safetensors holds samples 39 to 30", [3]),
+    "deleted": (lambda file, _: file.unlink(), None, []),
+    "left by a kill": (lambda file, _: file.rename(file.with_name(f".{file.name}.{'0' * 32}.tmp")), None, []),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed(tmp_path, quick_solver, fault):
+    act, message, aside = FAULTS[fault]
+    run(tmp_path)
+    before = samples_in(tmp_path)
+    folder = tmp_path / CHUNKS
+    act(folder / "000003.safetensors", folder / "000001.safetensors")
+    changed = contents(tmp_path)
+    if message is None:
+        assert len(load_study(tmp_path)) == 40
+    else:
+        for read in (load_study, lambda folder: merge_studies([folder]), lambda folder: merge_studies([folder] * 2)):
+            with pytest.raises(
+                artifacts.DamagedError, match=f"{message}.* let the call that computes this study do so"
+            ):
+                read(tmp_path)
+    assert contents(tmp_path) == changed
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        same(run(tmp_path), run())
+    found = {path.name.split(".")[0]: path for path in folder.glob("*.damaged-*")}
+    assert sorted(map(int, found)) == aside
+    assert all(path.name in str(said.message) for path, said in zip(sorted(found.values()), told, strict=True))
+    assert all(path.read_bytes() == changed[folder / f"{name}.safetensors"] for name, path in found.items())
+    assert samples_in(tmp_path) == before
+    assert [path.name for path in folder.glob(".*")] == []
+
+
+def test_damage_in_another_study_is_not_touched(tmp_path, quick_solver):
+    run(tmp_path, seed=1)
+    (tmp_path / CHUNKS / "000001.safetensors").write_bytes(b"cut")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="another study: seed is 1, not 0"):
+        run(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_samples_outside_a_study_are_refused(quick_solver):
+    found = run()
+    with pytest.raises(ValueError, match="expected samples 0 to 49, got 1 to 50"):
+        merge_studies([replace(found, index=found.index + 1)])
+
+
+@pytest.mark.parametrize("n_left", [0, 2])
+def test_a_part_beside_its_chunks_is_gone_on_with(tmp_path, quick_solver, n_left):
+    run(tmp_path, shard=(1, 2)).save(tmp_path / "study")
+    for path in sorted((tmp_path / CHUNKS).iterdir())[n_left:]:
+        path.unlink()
+    before = (tmp_path / "study.safetensors").read_bytes()
+    same(run(tmp_path), run())
+    same(load_study(tmp_path), run())
+    assert (tmp_path / "study.safetensors").read_bytes() == before
+
+
 # --- interruptions ---------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +361,12 @@ def test_a_run_killed_at_any_write_ends_the_same(tmp_path):
         ({"metric": PullbackMetric(lambda z: METRIC.generator(2 * z) / 2, latent_dim=2), "dtype": torch.float64},
          "speeds in the metric differ"),
         ({"codes": torch.ones(3, 2)}, "codes differ"),
+        # As little as a thousandth, or only in places.
+        ({"metric": PullbackMetric(Generator(1 + 3e-4))}, "parameters of the metric differ; .*the samples are"),
+        ({"metric": PullbackMetric(lambda z: METRIC.generator(z) * (1 + 3e-4), latent_dim=2), "dtype": torch.float64},
+         "speeds where the samples are differ"),
+        ({"metric": PullbackMetric(lambda z: METRIC.generator(z) * (1 + 0.01 * (z[:, :1] > 1.5)), latent_dim=2),
+          "dtype": torch.float64}, "speeds where the samples are differ"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("finished", [True, False])
@@ -276,6 +377,49 @@ def test_another_study_is_refused(tmp_path, quick_solver, options, message, fini
         run(tmp_path, **options)
     assert str(tmp_path) in str(refusal.value)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("change", [lambda w: w.flip(0), lambda w: -w, lambda w: w * (1 + 3e-4)])
+def test_parameters_are_told_apart_by_order_signs_and_size(tmp_path, quick_solver, change):
+    class Unused(Generator):  # so that no speed shows it
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = nn.Parameter(weight, requires_grad=False)
+
+    weight = torch.linspace(-1, 2, 7).exp()
+    run(tmp_path, metric=PullbackMetric(Unused(weight)))
+    with pytest.raises(ValueError, match="of the metric"):
+        run(tmp_path, metric=PullbackMetric(Unused(change(weight))))
+
+
+def test_one_sample_is_computed_again_before_a_study_is_gone_on_with(tmp_path, quick_solver, monkeypatch):
+    unfinished(tmp_path)
+    before = contents(tmp_path)
+    stored = load_study(tmp_path)
+    farthest = int((stored.start.square().sum(1) + stored.end.square().sum(1)).argmax())
+    # As if of an earlier version, which took no fingerprint where the samples are; and of a solver that has changed.
+    real = algorithm1.shorten
+
+    def shorten(metric, start, end, settings):
+        found = real(metric, start, end, settings)
+        found.straight_length = found.straight_length * 1.002
+        return found
+
+    monkeypatch.setattr(algorithm1, "shorten", shorten)
+    with pytest.raises(ValueError, match=f"another study: straight_length of sample {farthest} is .* computed again"):
+        run(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_the_packages_version_is_among_the_settings(tmp_path, quick_solver, monkeypatch):
+    unfinished(tmp_path)
+    assert load_study(tmp_path).settings["lgi"] == artifacts.installed_version()
+    with monkeypatch.context() as patch:
+        patch.setattr(algorithm1, "installed_version", lambda: "9.0")
+        with pytest.raises(ValueError, match=r"another study: lgi is '0\..*', not '9\.0'"):
+            run(tmp_path)
+        patch.setattr(algorithm1, "installed_version", lambda: None)  # as in studies of earlier versions
+        run(tmp_path)
 
 
 @pytest.mark.parametrize("change", [lambda z: z[[0, 1, 3, 2, *range(4, 300)]], lambda z: -z], ids=["order", "signs"])
