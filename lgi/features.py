@@ -7,7 +7,6 @@ frozen, in eval mode, free of in-place operations, and differentiable in reverse
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -26,15 +25,11 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 # Of its trained layers, as far as we have them: first digits of the SHA-256 of weight and bias, in float32.
 _IMAGENET_DIGESTS = {
-    "conv1_1": "ccf442a0e5c48867",
-    "conv1_2": "93eb5ae2ee741f61",
-    "conv2_1": "59893f1f9fe10839",
-    "conv2_2": "93f3878961f14881",
-    "conv3_1": "a71094a6fa3a9336",
-    "conv3_2": "a9d72dd626a6b334",
-    "conv3_3": "3cc34b25f5dce47f",
-    "conv3_4": "bb839d4c2b158630",
-}
+    "conv1_1": "ccf442a0e5c48867", "conv1_2": "93eb5ae2ee741f61",
+    "conv2_1": "59893f1f9fe10839", "conv2_2": "93f3878961f14881",
+    "conv3_1": "a71094a6fa3a9336", "conv3_2": "a9d72dd626a6b334",
+    "conv3_3": "3cc34b25f5dce47f", "conv3_4": "bb839d4c2b158630",
+}  # fmt: skip
 
 
 def _check_images(images: Tensor, weight: Tensor) -> None:
@@ -325,19 +320,14 @@ class VGG19Features(nn.Module):
 
     def _verify(self, path: Path) -> None:
         """Refuse a file that does not hold the weights trained on ImageNet."""
-        layers = dict(zip(_vgg19_layers(), self.features, strict=False))
-        trained = {name: module for name, module in layers.items() if name.startswith("conv")}
-        wrong = [
-            name
-            for name, module in trained.items()
-            if name in _IMAGENET_DIGESTS and not _sha256(*module.parameters()).startswith(_IMAGENET_DIGESTS[name])
-        ]
-        # Torchvision names its files by the first digits of their own digests.
-        if not wrong and (further := sorted(trained.keys() - _IMAGENET_DIGESTS.keys())):
-            expected = re.fullmatch(r"vgg19-([0-9a-f]{8})\.pth", path.name)
+        layers = zip(_vgg19_layers(), self.features, strict=False)
+        digests = {name: _sha256(*layer.parameters()) for name, layer in layers if isinstance(layer, nn.Conv2d)}
+        wrong = [name for name, digest in digests.items() if not digest.startswith(_IMAGENET_DIGESTS.get(name, ""))]
+        if unknown := sorted(digests.keys() - _IMAGENET_DIGESTS.keys()):
             with path.open("rb") as file:
-                known = expected and hashlib.file_digest(file, "sha256").hexdigest().startswith(expected[1])
-            wrong = [] if known else further
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if path.name != f"vgg19-{digest[:8]}.pth":  # the name that torchvision gives to its file
+                wrong += unknown
         if wrong:
             raise ValueError(
                 f"{path}: {', '.join(wrong)} cannot be shown to be VGG-19's, trained on ImageNet: another digest, or "

@@ -310,9 +310,7 @@ def run(
     if folder is None:
         # Closed, so that the bar ends before a failure is told.
         with closing(_with_progress(numbers, settings, progress)) as shown:
-            return _put_together(
-                [(f"chunk {number}", settings, compute(samples_of(number, settings))) for number in shown]
-            )
+            return _put_together([(f"chunk {n}", settings, compute(samples_of(n, settings))) for n in shown])
     held = _to_go_on_from(folder, settings)
     settings = held[0][1] if held else settings  # which may differ in rounding
     there = {i for _, _, table in held for i in table["index"].tolist()}
@@ -455,10 +453,8 @@ _ROUNDING = {
 
 
 def _nearly_equal(x: Sequence[float], y: Sequence[float], each: float, median: float, absolute: float) -> bool:
-    if len(x) != len(y):
-        return False
-    close = [bool(np.abs(a - b) <= absolute + median * np.abs(b)) for a, b in zip(x, y, strict=True)]
-    return np.allclose(x, y, rtol=each, atol=absolute) and 2 * sum(close) >= len(x)
+    close = [abs(a - b) <= absolute + median * abs(b) for a, b in zip(x, y, strict=False)]
+    return len(x) == len(y) and np.allclose(x, y, rtol=each, atol=absolute) and 2 * sum(close) >= len(x)
 
 
 def load_study(path: str | Path) -> Study:

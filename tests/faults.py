@@ -530,6 +530,13 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
     ],
     "studies": [
         (
+            "chunks of any number",
+            "a chunk copied over another gives a complete study with a wrong mean",
+            "    if index != list(expected):",
+            "    if len(index) != len(expected):",
+            ["test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed"],
+        ),
+        (
             "interval of 90 %",
             "too narrow for what it is called",
             'method="percentile", random_state=0)',
@@ -730,6 +737,14 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "if settings_hash(name, found.settings, found.version) == wanted:",
             "if settings_hash(name, found.settings, found.version):",
             ["test_shipped_is_read_where_it_fits_and_never_overwritten"],
+        ),
+        (
+            "temporary files without a lock",
+            "two that write into one folder delete each other's files",
+            "                with suppress(OSError):  # a file system without locks: what is left there stays\n"
+            "                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+            "                pass\n",
+            ["test_what_a_killed_writer_has_left_goes_and_what_is_being_written_stays"],
         ),
         (
             "digest not compared",

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -165,7 +163,6 @@ def with_index(change):
 # What is done to chunk 3, and perhaps 1; whether reading says so, and which files are set aside when it is resumed.
 FAULTS = {
     "cut": (lambda file, _: file.write_bytes(file.read_bytes()[:-1]), "000003.safetensors is truncated", [3]),
-    "empty": (lambda file, _: file.write_bytes(b""), "000003.safetensors is truncated", [3]),
     "nested": (lambda file, _: file.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999), "3.*truncated", [3]),
     "copied": (
         lambda file, other: file.write_bytes(other.read_bytes()),
@@ -184,7 +181,6 @@ FAULTS = {
         "000003.safetensors holds samples 30 to 38",
         [3],
     ),
-    "another order": (with_index(lambda index: index.flip(0)), "000003.safetensors holds samples 39 to 30", [3]),
     "deleted": (lambda file, _: file.unlink(), None, []),
     "left by a kill": (lambda file, _: file.rename(file.with_name(f".{file.name}.{'0' * 32}.tmp")), None, []),
 }
@@ -231,17 +227,6 @@ def test_samples_outside_a_study_are_refused(quick_solver):
     found = run()
     with pytest.raises(ValueError, match="expected samples 0 to 49, got 1 to 50"):
         merge_studies([replace(found, index=found.index + 1)])
-
-
-@pytest.mark.parametrize("n_left", [0, 2])
-def test_a_part_beside_its_chunks_is_gone_on_with(tmp_path, quick_solver, n_left):
-    run(tmp_path, shard=(1, 2)).save(tmp_path / "study")
-    for path in sorted((tmp_path / CHUNKS).iterdir())[n_left:]:
-        path.unlink()
-    before = (tmp_path / "study.safetensors").read_bytes()
-    same(run(tmp_path), run())
-    same(load_study(tmp_path), run())
-    assert (tmp_path / "study.safetensors").read_bytes() == before
 
 
 # --- interruptions ---------------------------------------------------------------------------------------------------
@@ -295,52 +280,6 @@ def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
     assert partial.mean == pytest.approx(whole.improvement[:20].mean().item())
     same(run(tmp_path), whole)
     assert load_study(tmp_path).complete
-
-
-# Forked processes kill themselves at their n-th write, before or after the file has moved into place; three chunks are
-# three writes. And a run that is killed time and again.
-SIGKILL = """
-import os, signal, torch
-torch.set_num_threads(1)
-from lgi import PullbackMetric, SolverSettings, worst_case_improvement
-metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
-real, settings = os.replace, SolverSettings(n_control=4, n_iterations=3)
-worst_case_improvement(metric, 1, settings=settings)  # what a first call imports takes seconds, in each child again
-def run(folder, left=0, moved=False):
-    def replace(*arguments):
-        nonlocal left
-        left -= 1
-        if left or moved:
-            real(*arguments)
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-    if not (child := os.fork()):
-        os.replace = replace
-        worst_case_improvement(metric, 24, settings=settings, chunk_size=8, folder=folder, progress=False)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-assert run("whole") == 0
-for moved in (False, True):
-    for write in (1, 2, 3):
-        assert run(f"{moved} {write}", write, moved) == -signal.SIGKILL
-        assert run(f"{moved} {write}") == 0
-    assert run(f"{moved} 4", 4, moved) == 0
-    assert [run(f"again {moved}", 1, moved) for _ in range(4)] == [-9, -9, -9, 0] if moved else [-9] * 4
-    assert run(f"again {moved}") == 0
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_run_killed_at_any_write_ends_the_same(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", SIGKILL]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    whole = samples_in(tmp_path / "whole")
-    assert len(whole) == 3
-    assert len([*tmp_path.iterdir()]) == 11
-    for folder in tmp_path.iterdir():
-        assert samples_in(folder) == whole, folder
 
 
 # --- another study in the folder -------------------------------------------------------------------------------------

@@ -116,6 +116,16 @@ def finished(folder):
     return {path: path.read_bytes() for path in [*kept, run / "summary.json"]}
 
 
+def nothing_lost(folder, before):
+    """Assert that each file of a series is there and whole, the old one or a new one."""
+    found = finished(folder)
+    assert found.keys() == before.keys()
+    for path, content in found.items():
+        assert content
+        if path.suffix in (".json", ".ipynb"):
+            json.loads(content)
+
+
 RECIPE = recipes.Recipe(
     dataset="optdigits",
     digits=(2, 7),
@@ -167,23 +177,14 @@ def end(child) -> int:
 
 def killed_at(event, act):
     """What dies by SIGKILL when it is about to do the n-th thing to a file: to open it for writing, rename, delete."""
-    names = {
-        "open",
-        "os.rename",
-        "os.remove",
-        "os.mkdir",
-        "os.rmdir",
-        "os.truncate",
-        "shutil.rmtree",
-        "shutil.copyfile",
-    }
+    names = re.compile(r"open|os\.(rename|remove|mkdir|rmdir|truncate)|shutil\.(rmtree|copyfile)")
 
     def act_and_die():
         left = event
 
         def hook(name, arguments):
             nonlocal left
-            if name in names and (name != "open" or (isinstance(arguments[2], int) and arguments[2] & 3)):
+            if names.fullmatch(name) and (name != "open" or (isinstance(arguments[2], int) and arguments[2] & 3)):
                 left -= 1
                 if not left:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -253,13 +254,13 @@ def study_on_a_full_disk(folder, draw):
         yield f"with {left} bytes left"
 
 
+HEADER = b'{"__metadata__":{"lgi":"' + b"[" * 99_999 + b'"}}'
+NESTED = len(HEADER).to_bytes(8, "little") + HEADER
 DAMAGE: dict[str, Callable[[Path, Path, random.Random], object]] = {
     "a bit": lambda file, other, draw: file.write_bytes(flipped(file.read_bytes(), draw)),
     "cut": lambda file, other, draw: file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)]),
     "nested": lambda file, other, draw: file.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
-    "nested settings": lambda file, other, draw: file.write_bytes(
-        with_header(b'{"__metadata__":{"lgi":"', b"[" * 99_999)
-    ),
+    "nested settings": lambda file, other, draw: file.write_bytes(NESTED),
     "another chunk": lambda file, other, draw: file.write_bytes(other.read_bytes()),
     "exchanged": lambda file, other, draw: exchange(file, other),
 }
@@ -269,11 +270,6 @@ def flipped(content, draw):
     changed = bytearray(content)
     changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
     return bytes(changed)
-
-
-def with_header(*parts):
-    header = b"".join(parts) + b'"}}'
-    return len(header).to_bytes(8, "little") + header
 
 
 def exchange(file, other):
@@ -445,11 +441,7 @@ def series_killed(folder, draw):
         event = draw.randrange(1, 40)
         status = end(start(killed_at(event, lambda: series(folder))))
         assert status in (0, -signal.SIGKILL)
-        found = finished(folder)
-        assert found.keys() == before.keys()
-        for path in found:
-            if path.suffix in (".json", ".ipynb"):
-                json.loads(found[path])
+        nothing_lost(folder, before)
         yield f"at write {event}" if status else f"before write {event} it was done"
         if draw.random() < 0.2:
             assert end(start(lambda: series(folder))) == 0
@@ -468,12 +460,7 @@ def series_on_a_full_disk(folder, draw):
         left, log = draw.randrange(60_000), folder / "log"
         fill(disk, left)
         status = end(start(lambda: series(disk), str(log)))
-        found = finished(disk)
-        assert found.keys() == before.keys()
-        assert not [path for path in found if not found[path]]
-        for path in found:
-            if path.suffix in (".json", ".ipynb"):
-                json.loads(found[path])
+        nothing_lost(disk, before)
         if status:
             assert status == 1
             assert "No space left" in log.read_text()
@@ -484,8 +471,8 @@ def series_on_a_full_disk(folder, draw):
 
 
 def stop(act, seconds, draw, log) -> tuple[int, str, str]:
-    """Stop a process by SIGINT or SIGTERM at any moment; its exit status, the signal's name, and what it said."""
-    number = draw.choice([signal.SIGINT, signal.SIGTERM])
+    """Stop a process by a signal at any moment; its exit status, that in words, and what it said."""
+    number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     log.write_text("")
     child = start(act, str(log))
     time.sleep(draw.uniform(0.05, seconds))
@@ -497,11 +484,8 @@ def stop(act, seconds, draw, log) -> tuple[int, str, str]:
     if status == 128 + number:
         assert "interrupted" in said, said
         assert "Traceback" not in said, said
-    return status, number.name, said
-
-
-def outcome(status, name):
-    return f"{name}: " + ("done before" if status == 0 else "interrupted" if status > 100 else "before it began")
+    words = {0: "done before", 98: "before it began", -signal.SIGTERM: "before it began", -signal.SIGKILL: "killed"}
+    return status, f"{number.name}: {words.get(status, 'interrupted')}", said
 
 
 def series_stopped(folder, draw):
@@ -511,15 +495,11 @@ def series_stopped(folder, draw):
     assert end(start(lambda: series(folder))) == 0
     seconds, before = time.monotonic() - begin, finished(folder)
     while True:
-        status, name, _ = stop(lambda: series(folder), seconds, draw, folder / "log")
-        found = finished(folder)
-        assert found.keys() == before.keys()
-        for path in found:
-            if path.suffix in (".json", ".ipynb"):
-                json.loads(found[path])
+        _, word, _ = stop(lambda: series(folder), seconds, draw, folder / "log")
+        nothing_lost(folder, before)
         assert end(start(lambda: series(folder))) == 0
         assert temporary_files(folder) == []
-        yield outcome(status, name)
+        yield word
 
 
 def command_stopped(folder, draw):
@@ -534,14 +514,14 @@ def command_stopped(folder, draw):
     seconds = time.monotonic() - begin
     for number in itertools.count():
         here = folder / f"{number}"
-        status, name, said = stop(command(here), seconds, draw, folder / "log")
+        status, word, said = stop(command(here), seconds, draw, folder / "log")
         if status > 100:
             done = len(load_study(here)) if samples_in(here) else 0
             assert f"interrupted with {done} samples in" in said, said
         assert end(start(command(here))) == 0
         assert samples_in(here) == samples_in(folder / "whole")
         assert temporary_files(here) == []
-        yield outcome(status, name)
+        yield word
 
 
 def training_stopped(folder, draw):
@@ -552,12 +532,35 @@ def training_stopped(folder, draw):
     whole = load_file(folder / "whole" / "models" / "vae1.safetensors")
     for number in itertools.count():
         here = folder / f"{number}"
-        status, name, _ = stop(lambda here=here: training(here), seconds, draw, folder / "log")
+        _, word, _ = stop(lambda here=here: training(here), seconds, draw, folder / "log")
         assert end(start(lambda here=here: training(here))) == 0
         found = load_file(here / "models" / "vae1.safetensors")
         assert all(torch.equal(value, found[key]) for key, value in whole.items())
         assert temporary_files(here) == []
-        yield outcome(status, name)
+        yield word
+
+
+def training_on_a_full_disk(folder, draw):
+    """Training on a disk that is full after any number of bytes: said so, gone on with when there is space."""
+    assert end(start(lambda: training(folder / "whole"))) == 0
+    whole = load_file(folder / "whole" / "models" / "vae1.safetensors")
+    disk, log = folder / "disk", folder / "log"
+    disk.mkdir()
+    mount(disk, 8 << 20)
+    while True:
+        left = draw.randrange(400_000)
+        fill(disk, left)
+        status = end(start(lambda: training(disk), str(log)))
+        assert status == 0 or (status == 2 and "No space left" in log.read_text()), log.read_text()
+        (disk / "ballast").unlink()
+        assert temporary_files(disk) == []
+        assert end(start(lambda: training(disk))) == 0
+        found = load_file(disk / "models" / "vae1.safetensors")
+        assert all(torch.equal(value, found[key]) for key, value in whole.items())
+        log.unlink()
+        shutil.rmtree(disk / "models")
+        shutil.rmtree(disk / "cache")
+        yield f"with {left} bytes left: " + ("refused" if status else "trained")
 
 
 TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
@@ -565,6 +568,7 @@ TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
     for trial in (
         *(study_killed, study_on_a_full_disk, study_damaged, study_beside_a_file, two_writers, another_generator),
         *(vgg_damaged, series_killed, series_on_a_full_disk, series_stopped, command_stopped, training_stopped),
+        training_on_a_full_disk,
     )
 }
 
