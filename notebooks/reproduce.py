@@ -204,8 +204,10 @@ def cannot_write(path: Path, error: OSError) -> str:
 
 def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     """Execute one notebook into `folder`; raises what papermill raises."""
-    # Recent kernels warn, in each run's output, of a connection without encryption.
+    # Files instead of ports of the network, of which there may be none; on Windows it must be ports, and recent kernels
+    # warn, in each run's output, of ports without encryption.
     can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
+    connection = {"transport": "ipc"} if zmq.has("ipc") else {"transport_encryption": "auto"} if can_encrypt else {}
     try:
         executed = papermill.execute_notebook(
             path,
@@ -216,7 +218,7 @@ def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
             coalesce_streams=True,
             start_timeout=300,  # of the kernel: on a busy machine importing takes its time
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else a kernel may log its shutdown as an error
-            config=Config(KernelManager={"transport_encryption": "auto"} if can_encrypt else {}),
+            config=Config(KernelManager=connection),
         )
     finally:
         remove_if_cut_off(folder / path.name)
