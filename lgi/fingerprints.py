@@ -45,7 +45,8 @@ def fingerprint(
     with torch.no_grad():
         if max(speeds := _squared_speeds(metric, *anywhere)) < 0:
             metric.squared_speed(*anywhere)  # says what is wrong
-        own_speeds = _squared_speeds(metric, *own)
+        # What else is wrong there is told when it is computed, by the numbers of the samples.
+        own_speeds = _squared_speeds(metric, *own, ValueError)
         weights = [_norm_and_order(x) for x in parameters(metric)]
     found = {
         "speeds in the metric": speeds,
@@ -62,13 +63,14 @@ def fingerprint(
     return found | {"codes": [len(codes), *size.tolist()], "order and signs of the codes": sums.tolist()}
 
 
-def _squared_speeds(metric: Metric, z: Tensor, v: Tensor) -> list[float]:
+def _squared_speeds(metric: Metric, z: Tensor, v: Tensor, unknown: type[ValueError] = NotFiniteError) -> list[float]:
     try:
         found: list[float] = metric.squared_speed(z, v).double().tolist()
-    except NotFiniteError:
+    except unknown:
         if not (half := len(z) // 2):
             return [-1.0]
-        found = _squared_speeds(metric, z[:half], v[:half]) + _squared_speeds(metric, z[half:], v[half:])
+        parts = (slice(half), slice(half, None))
+        found = [speed for part in parts for speed in _squared_speeds(metric, z[part], v[part], unknown)]
     return found
 
 

@@ -428,9 +428,9 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
         (
             "second derivatives of the straight line for ever",
             "the search gives out on walls of the standard deviation, which grow like exp(r^2)",
-            "method.renew(stage, part, sample.curvature)",
-            "del part",
-            ["test_walls_of_the_standard_deviation_are_certified"],
+            "self.verdict.renew(stage, method, stale[",
+            "(lambda *_: None)(stage, method, stale[",
+            ["test_solver_ridges.py::test_walls_of_the_standard_deviation_are_certified"],
         ),
     ],
     "solver/verdict": [
@@ -460,13 +460,13 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "a straight line over the top of a hill is certified, though there are shorter ways on both sides",
             "saddle = curvature < -self.settings.tolerance",
             "saddle = curvature < -torch.inf",
-            ["test_a_saddle_is_left"],
+            ["test_solver_ridges.py::test_a_saddle_is_left"],
         ),
         (
             "lengths that are not known count",
             "improvements that do not exist, where the generator is rough",
-            "found.known[index] = ~moved | longer",
-            "found.known[index] = longer | True",
+            "~moved | longer | ((error <= wanted",
+            "True | longer | ((error <= wanted",
             ["test_stress.py::test_no_number_that_is_not_so"],
         ),
     ],
@@ -664,6 +664,22 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "            _refuse_another(path, stored.settings, self.settings)\n",
             "",
             ["test_a_study_is_not_written_over_another"],
+        ),
+    ],
+    "fingerprints": [
+        (
+            "metrics compared at four points only",
+            "another generator goes on with a study, and the mean is one of neither",
+            "own_speeds = _squared_speeds(metric, *own, ValueError)",
+            "own_speeds = speeds",
+            ["test_studies.py::test_another_study_is_refused"],
+        ),
+        (
+            "no sample computed once more",
+            "another solver goes on with a study",
+            "if not close and not (",
+            "if close and not (",
+            ["test_studies.py::test_one_sample_is_computed_again_before_a_study_is_gone_on_with"],
         ),
     ],
     "directions": [
