@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # uv, with pip where there is no uv or it fails; or pip.
 INSTALLER ?= uv
+# Which torch: empty, that of requirements.lock, on Linux with the libraries of a GPU; or cpu, the same version without
+# them. That is not in the package index itself, but uv knows where it is; pip does not.
+TORCH ?=
+$(if $(filter-out cpu,$(TORCH)),$(error TORCH=$(TORCH) is neither empty nor cpu))
 # Parameter set of `make reproduce` (empty: the paper's run; smoke: minutes instead, on optdigits) and extra
 # arguments for notebooks/reproduce.py, e.g. ARGS="--only 01 -p epochs 5".
 PARAMS ?=
@@ -42,6 +46,7 @@ help: ## this list
 	@echo "  EDITION=student   with book: without solutions and instructor's page, into runs/book_student"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
 	@echo "  INSTALLER=pip     install with pip even where uv works"
+	@echo "  TORCH=cpu         with install, in a fresh clone: torch without the libraries of a GPU"
 	@echo "  SEED=number       with unit: the order of the tests"
 	@echo "  THREADS=2 JOBS=1  with test, unit, nbval: threads of a process, processes side by side"
 	@echo "  PROCESSOR=...     with test, unit, nbval: compute as another processor, one of"
@@ -51,8 +56,10 @@ help: ## this list
 .PHONY: install
 install: $(STAMP) ## make .venv with everything that the other targets need
 
-# uv when it is there or can be installed, else pip; versions from requirements.lock either way. Of two that start at
-# once the second waits for the lock on file 9 and finds the work done; without pip, .venv is half of what a kill left.
+# uv when it is there or can be installed, else pip; versions and hashes from requirements.lock either way, and lgi itself
+# in a call of its own, because a folder has no hash. For torch of the CPU the lock has versions, and no hashes. Of two
+# that start at once the second waits for the lock on file 9 and finds the work done; without pip, .venv is half of what a
+# kill left.
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "lgi needs Python 3.11 or newer as '$(PYTHON)'; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -60,11 +67,18 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || true; \
 	if [ $@ -nt pyproject.toml ] && [ $@ -nt requirements.lock ]; then exit 0; fi; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV); \
+	locked() { "$$@" --require-hashes --requirement requirements.lock && "$$@" --no-deps --editable .; }; \
+	for_cpu() { \
+	  sed '/^ /d; s/ \\$$//' requirements.lock >$(VENV)/versions.txt; \
+	  "$$@" --torch-backend cpu --constraint $(VENV)/versions.txt --editable '.[dev]'; \
+	}; \
 	if [ "$(INSTALLER)" = uv ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; } && \
-	  PATH="$$PATH:$(abspath $(BIN))" uv pip install --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'; \
-	then :; else \
+	  PATH="$$PATH:$(abspath $(BIN))" $(if $(TORCH),for_cpu,locked) uv pip install --python $(BIN)/python; \
+	then :; elif [ -n "$(TORCH)" ]; then \
+	  echo "TORCH=cpu needs uv, and it is not there or failed (above); without TORCH=cpu, torch comes with the libraries of a GPU" >&2; exit 1; \
+	else \
 	  echo "installing with pip, which takes some minutes"; \
-	  $(BIN)/python -m pip install --constraint requirements.lock --editable '.[dev]'; \
+	  locked $(BIN)/python -m pip install; \
 	fi; \
 	touch $@
 
@@ -136,9 +150,17 @@ models: $(STAMP) ## train the shipped models anew into data/models (maintainers;
 
 .PHONY: lock
 lock: $(STAMP) ## resolve requirements.lock anew
-	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header \
-	  --no-emit-index-url --no-emit-package lgi --upgrade --output-file requirements.lock pyproject.toml
+	PATH="$$PATH:$(abspath $(BIN))" uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+	  --generate-hashes --no-emit-index-url --no-emit-package lgi --upgrade --output-file requirements.lock pyproject.toml
+
+# The oldest versions that pyproject.toml allows of what it names, in an environment of their own. Tests that compare with
+# recorded numbers are those of the lock, and so are the slow ones; `make test` runs these.
+.PHONY: lowest
+lowest: $(STAMP) ## the unit tests with the oldest versions that pyproject.toml allows (3 minutes to install, 6 GB)
+	$(PYTHON) -m venv .venv-lowest
+	PATH="$$PATH:$(abspath $(BIN))" uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=$(THREADS) .venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not alone' tests
 
 .PHONY: clean
 clean: ## remove .venv, runs/ and caches
-	rm -rf $(VENV) runs data/cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest runs data/cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

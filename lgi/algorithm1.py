@@ -24,20 +24,25 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lgi import zoo
+from lgi.artifacts import installed_version
 from lgi.checks import NotFiniteError, describe, one_of
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
+from lgi.fingerprints import fingerprint, parameters
 from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
 from lgi.models import pick_device
+from lgi.progress import exit_status, terminable
 from lgi.solver import SolverSettings, shorten
 from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
 _LARGE = 64
+# Samples of a study at which its metric is compared with that of another call.
+_PROBES = 256
 # Length of the random part of the vector, otherwise -z, that Lanczos iterations begin with.
 _RANDOM_SHARE = 1e-2
 
@@ -139,12 +144,13 @@ def worst_case_improvement(
     TypeError
         If ``metric`` is not a metric.
     lgi.artifacts.ArtifactError
-        If the folder cannot be written, or a file in it is damaged.
+        If the folder cannot be written, or a file in it cannot be read.
 
     Warns
     -----
     UserWarning
-        If Lanczos iterations end before the eigenvector is exact.
+        If Lanczos iterations end before the eigenvector is exact; if a file in the folder was damaged, which is renamed
+        and its samples computed again.
     lgi.studies.UncertifiedWarning
         If fewer than 95 % of the curves are certified.
 
@@ -183,11 +189,12 @@ def worst_case_improvement(
         "solver": {k: v for k, v in vars(settings).items() if k not in ("chunk_size", "progress")},
         "chunk_size": chunk_size,
         "about": dict(about or {}),
+        "lgi": installed_version(),
     }
     _settle(study_settings, metric, codes, latent_dim)
     if codes is not None and prior is not None:
         raise ValueError("starts come from codes or from a prior: give one of them")
-    like = next((x for x in _parameters(metric) if x.is_floating_point()), codes)
+    like = next((x for x in parameters(metric) if x.is_floating_point()), codes)
     # Tensors made in inference mode cannot be differentiated; copies of them can.
     with torch.inference_mode(False):
         sampler = _Sampler(
@@ -207,7 +214,7 @@ def worst_case_improvement(
             raise ValueError(f"with {chosen} (give others if the metric needs them): {error}") from error
         study = run(
             study_settings,
-            sampler.chunk,
+            sampler.table,
             None if folder is None else Path(folder),
             shard=_checked_shard((1, 1) if shard is None else shard, len(chunks_of(study_settings))),
             progress=progress,
@@ -238,7 +245,7 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
         raise ValueError(
             f"expected about to be made of finite numbers, strings, lists and mappings: {error}"
         ) from error
-    if any(x.is_inference() for x in _parameters(metric)):
+    if any(x.is_inference() for x in parameters(metric)):
         raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)
     settings["latent_dim"] = d = _one_latent_dim(metric, codes, latent_dim)
@@ -289,18 +296,6 @@ def _checked_shard(shard: Any, n_chunks: int) -> tuple[int, int]:
     return i, n
 
 
-def _parameters(metric: Metric) -> list[Tensor]:
-    """Parameters and buffers of all modules that a metric is made of."""
-    found: list[Tensor] = []
-    for attribute in vars(metric).values():
-        value = getattr(attribute, "__self__", attribute)
-        if isinstance(value, nn.Module):
-            found += value.state_dict().values()
-        elif isinstance(value, Metric):
-            found += _parameters(value)
-    return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Sampler:
     """Draws the samples of a study and measures them."""
@@ -322,30 +317,11 @@ class _Sampler:
                 "seed is set for each sample (torch.randn, torch.rand, a torch distribution)"
             )
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
-        with torch.no_grad():
-            speeds = self._squared_speeds(start, towards)
-            norms = [torch.linalg.vector_norm(x.double()).item() for x in _parameters(self.metric)]
-        found = {"speeds in the metric": speeds, "parameters of the metric": norms}
-        if self.codes is None:
-            return found | {"codes": [], "order and signs of the codes": []}
-        size = self.codes.norm(dim=0)
-        # Sums with random weights: any two rows exchanged, they differ.
-        weights = torch.from_numpy(np.random.default_rng(0).standard_normal(len(self.codes)))
-        sums = weights @ self.codes / size.clamp_min(torch.finfo(size.dtype).tiny)
-        return found | {"codes": [len(self.codes), *size.tolist()], "order and signs of the codes": sums.tolist()}
-
-    def _squared_speeds(self, z: Tensor, v: Tensor) -> list[float]:
-        """Of vectors ``v`` at points ``z`` (n, d), -1 where the metric is not finite; somewhere it must be."""
-        found = []
-        for one in zip(self.place(z).split(1), self.place(v).split(1), strict=True):
-            try:
-                found.append(self.metric.squared_speed(*one).item())
-            except NotFiniteError as error:
-                found.append(-1.0)
-                lost = error
-        if max(found) < 0:
-            raise lost
-        return found
+        # Where the study's own samples are, a metric that is another one only here or there shows.
+        n, seed = self.study_settings["n_samples"], self.study_settings["seed"]
+        own, steps, _ = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)
+        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), (own, steps))]
+        return fingerprint(self.metric, *at, codes=self.codes)
 
     def place(self, z: Tensor) -> Tensor:
         """Points as the metric wants them."""
@@ -401,18 +377,18 @@ class _Sampler:
             space = eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
-    def chunk(self, samples: range) -> Table:
+    def table(self, samples: Sequence[int]) -> Table:
         """Table of some samples of one chunk; where the metric is not finite, without what is then unknown."""
         try:
-            return self._table(samples, self.solver)
+            return self._searched(samples, self.solver)
         except NotFiniteError:
             # Which samples it is for, halving finds out; the others come out the same.
             half = len(samples) // 2
-            return joined([self.chunk(samples[:half]), self.chunk(samples[half:])]) if half else self._lost(samples)
+            return joined([self.table(samples[:half]), self.table(samples[half:])]) if half else self._lost(samples)
         except ValueError as error:
             raise ValueError(f"samples {samples[0]} to {samples[-1]}: {error}") from error
 
-    def _ends(self, samples: range) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _ends(self, samples: Sequence[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Ends of the straight lines (n, d), and rows of the codes."""
         drawn, vectors, rows = self.draw(samples, self.study_settings["seed"])
         start = self.place(drawn)
@@ -422,18 +398,17 @@ class _Sampler:
             step = self.study_settings["step_size"] * self.directions(start, vectors)
         return start, self.place(start.cpu().double() + step), rows
 
-    def _table(self, samples: range, solver: SolverSettings) -> Table:
+    def _searched(self, samples: Sequence[int], solver: SolverSettings) -> Table:
         start, end, rows = self._ends(samples)
-        first = samples[0] % self.study_settings["chunk_size"]
-        result = shorten(self.metric, start, end, solver, first_pair=first)
+        result = shorten(self.metric, start, end, solver, first_pair=samples[0] % self.study_settings["chunk_size"])
         return self._columns(samples, start, end, rows, {name: getattr(result, name).cpu() for name in _MEASURED})
 
-    def _lost(self, samples: range) -> Table:
+    def _lost(self, samples: Sequence[int]) -> Table:
         """Table of one sample with a curve on which the metric is not finite, or with such a start."""
         # That may be a bent curve, or one that the search has come to; on the straight line, nothing is known.
         for fewer in ({"starts": "line"}, {"starts": "line", "n_iterations": 0}):
             with suppress(NotFiniteError):
-                return self._table(samples, dataclasses.replace(self.solver, **fewer))
+                return self._searched(samples, dataclasses.replace(self.solver, **fewer))
         try:
             start, end, rows = self._ends(samples)
         except NotFiniteError:
@@ -445,7 +420,7 @@ class _Sampler:
         return self._columns(samples, start, end, rows, dict.fromkeys(_MEASURED, unknown) | known)
 
     def _columns(
-        self, samples: range, start: Tensor, end: Tensor, rows: dict[str, Tensor], measured: dict[str, Tensor]
+        self, samples: Sequence[int], start: Tensor, end: Tensor, rows: dict[str, Tensor], measured: dict[str, Tensor]
     ) -> Table:
         index, settings = torch.tensor(samples), self.study_settings
         return Study(index=index, start=start.cpu(), end=end.cpu(), **measured, **rows, settings=settings).columns
@@ -522,13 +497,14 @@ def _study(args: argparse.Namespace) -> Study:
     )
 
 
+@terminable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns
     -------
     int
-        Exit status: 0 done; 2 refused, with the reason on stderr; 130 interrupted.
+        Exit status: 0 done; 2 refused, with the reason on stderr; 130 interrupted, 143 terminated.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser, args = _parse(argv)
@@ -540,11 +516,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             study = merge_studies(args.parts, folder=args.out) if merging else _study(args)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         done = 0
         with suppress(ValueError):
             done = len(load_study(args.out))
-        parser.exit(130, f"\ninterrupted with {done} samples in {args.out}: the same command goes on from there\n")
+        said = f"interrupted with {done} samples in {args.out}: the same command goes on from there"
+        parser.exit(exit_status(stop), f"\n{said}\n")
     if merging or not args.quiet:
         sys.stdout.write(f"{study}\nwritten to {args.out}\n")
     return 0

@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 import tomllib
 import uuid
@@ -36,6 +37,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+if sys.platform != "win32":
+    import fcntl
+
 _REMEDY = (
     "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete it. "
     "recompute=True of load_or_compute (retrain = True in notebook 01) computes afresh, into the cache."
@@ -44,6 +48,10 @@ _REMEDY = (
 
 class ArtifactError(ValueError):
     """A file of the project is damaged, not for these settings, or cannot be written."""
+
+
+class DamagedError(ArtifactError):
+    """What a file holds is not what was written into it under its name."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,6 +126,9 @@ def _plain(value: object, where: str, *, convert_tensors: bool = False) -> Any:
         value = {key: entry for key, entry in vars(value).items() if key not in left_out}
     if isinstance(value, np.generic) or (convert_tensors and isinstance(value, Tensor) and value.ndim == 0):
         value = value.item()
+    # What holds itself is so, too.
+    if where.count(".") + where.count("[") > 100:
+        raise ArtifactError(f"{where:.40}...: nested more than 100 deep")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -184,26 +195,61 @@ def _check_name(kind: str, value: str) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary file beside target that becomes target when the block ends well, and vanishes when it does not.
 
-    Not tempfile.mkstemp: its files are readable by their owner only, also after the renaming.
+    Its writer holds a lock on it. What a killed writer has left in the folder has none, and is deleted.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        The file to write; missing folders are made.
+
+    Yields
+    ------
+    pathlib.Path
+        The temporary file, empty.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the old file then still stands.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".*.tmp"):
+        # The name that is given below, and no other program's.
+        if sys.platform != "win32" and re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", left.name):
+            with suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+    # Not tempfile.mkstemp: its files are readable by their owner only, also after the renaming.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
+        with temporary.open("xb") as file:
+            if sys.platform != "win32":
+                with suppress(OSError):  # a file system without locks: what is left there stays
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary
             os.fsync(file.fileno())
-        os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call
+            if sys.platform == "win32":
+                file.close()  # which renames no open file
+            os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Replace a file as a whole, or raise an `ArtifactError` that says what to do."""
+    try:
+        with replacing(target) as temporary:
+            yield temporary
     except OSError as error:
         raise ArtifactError(
             f"cannot write {target}: {error.strerror or error}. Free space there or make it writable; LGI_CACHE and "
             "LGI_RUNS name other folders for computed artefacts and for runs."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, advice: str) -> None:
@@ -324,30 +370,32 @@ def save(
         temporary.write_bytes(safetensors.torch.save(stored, metadata=metadata))
 
 
-def _read(path: Path, name: str) -> Artifact:
+def _read(path: Path, name: str, remedy: str = _REMEDY) -> Artifact:
     """Return an artefact that is whole, or raise."""
     file = _file(path)
     try:
         content = file.read_bytes()
     except OSError as error:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise ArtifactError(f"{file} {what}. {_REMEDY}") from error
+        raise ArtifactError(f"{file} {what}. {remedy}") from error
     try:
         metadata, header, data = _split(content)
         kept = json.loads(metadata["lgi"])
         document: dict[str, Any] = kept["document"]
         if kept["digest"] != _sha256(_canonical(document) + header, data):
             raise ValueError("digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{file} is truncated or was edited. {_REMEDY}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{file} is truncated or was edited. {remedy}") from error
     if document["name"] != name:
-        raise ArtifactError(f"{file} holds {document['name']!r}, expected {name!r}. {_REMEDY}")
+        raise ArtifactError(f"{file} holds {document['name']!r}, expected {name!r}. {remedy}")
     fields = {key: document[key] for key in ("record", "settings", "version", "provenance")}
     source: Literal["shipped", "cache"] = "cache" if path.is_relative_to(cache_folder()) else "shipped"
     return Artifact(tensors=safetensors.torch.load(content), path=path, source=source, **fields)
 
 
-def load(path: Path, *, name: str, settings: object = None, version: int | str | None = None) -> Artifact:
+def load(
+    path: Path, *, name: str, settings: object = None, version: int | str | None = None, remedy: str = _REMEDY
+) -> Artifact:
     """Read an artefact and check that it is whole and the one that was asked for.
 
     Parameters
@@ -360,6 +408,8 @@ def load(path: Path, *, name: str, settings: object = None, version: int | str |
         Settings that it must have; not checked when None.
     version : int or str, optional
         Version that it must have; not checked when None.
+    remedy : str
+        What to do about a file that is refused.
 
     Returns
     -------
@@ -369,17 +419,17 @@ def load(path: Path, *, name: str, settings: object = None, version: int | str |
     Raises
     ------
     ArtifactError
-        If the file is missing, truncated or edited, or if name, settings or version differ. The message names the file,
-        the settings that differ, and the remedy.
+        If the file is missing, truncated or edited (a `DamagedError`), or if name, settings or version differ. The
+        message names the file, the settings that differ, and the remedy.
     """
-    found = _read(Path(path), name)
+    found = _read(Path(path), name, remedy)
     before = found.settings | {"version": found.version}
     after = found.settings if settings is None else _plain(settings, "settings")
     after = after | {"version": found.version if version is None else version}
     pairs = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in sorted(before.keys() | after.keys())}
     differing = [f"{key} is {a!r}, expected {b!r}" for key, (a, b) in pairs.items() if _canonical(a) != _canonical(b)]
     if differing:
-        raise ArtifactError(f"{_file(found.path)} is of other settings: {'; '.join(differing)}. {_REMEDY}")
+        raise ArtifactError(f"{_file(found.path)} is of other settings: {'; '.join(differing)}. {remedy}")
     return found
 
 
@@ -480,6 +530,14 @@ def _git_commit() -> str | None:
         return None
 
 
+def installed_version(package: str = "lgi") -> str | None:
+    """Version of an installed package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def provenance(*, seed: int | None = None, command: str | None = None) -> dict[str, Any]:
     """Where, when and with what a result is computed; no user name, host name or absolute path.
 
@@ -496,11 +554,9 @@ def provenance(*, seed: int | None = None, command: str | None = None) -> dict[s
         date (UTC, ISO 8601), python, platform, cpu, cores, versions (of the installed packages that matter) and, where
         there is one, gpu, git_commit (with "-dirty" after uncommitted changes), seed, command.
     """
-    versions = {}
-    for package in ("lgi", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    found = {
+    packages = ("lgi", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
+    versions = {package: found for package in packages if (found := installed_version(package))}
+    known = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -512,7 +568,7 @@ def provenance(*, seed: int | None = None, command: str | None = None) -> dict[s
         "seed": seed,
         "command": re.sub(r"(?<![\w.~])/(?:[^\s/]+/)*(?=[^\s/])", "", command) if command else None,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -573,7 +629,7 @@ def read_results(notebook: str, run: str = "default") -> dict[str, Any]:
             raise ValueError("no mapping")
     except FileNotFoundError as error:
         raise ArtifactError(f"{file} is missing: run notebook {notebook!r} in run {run!r} first") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is damaged: delete it and run notebook {notebook!r} again") from error
     return results
 

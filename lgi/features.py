@@ -6,6 +6,7 @@ frozen, in eval mode, free of in-place operations, and differentiable in reverse
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -22,6 +23,13 @@ ClassifierOutput = Literal["logits", "log_probabilities", "probabilities"]
 # Of the images VGG-19 was trained on: torchvision's constants, for RGB in [0, 1].
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of its trained layers, as far as we have them: first digits of the SHA-256 of weight and bias, in float32.
+_IMAGENET_DIGESTS = {
+    "conv1_1": "ccf442a0e5c48867", "conv1_2": "93eb5ae2ee741f61",
+    "conv2_1": "59893f1f9fe10839", "conv2_2": "93f3878961f14881",
+    "conv3_1": "a71094a6fa3a9336", "conv3_2": "a9d72dd626a6b334",
+    "conv3_3": "3cc34b25f5dce47f", "conv3_4": "bb839d4c2b158630",
+}  # fmt: skip
 
 
 def _check_images(images: Tensor, weight: Tensor) -> None:
@@ -184,7 +192,8 @@ class VGG19Features(nn.Module):
         two convolutions, blocks 3 to 5 four. Default ``relu3_4`` (ours: the paper does not name the layer).
     weights : "imagenet", path, mapping or None
         ``"imagenet"``: the trained weights, from ``vgg19/*.safetensors`` in `artifacts.raw_data_folders`, else from
-        torchvision's download cache, else by download where `download` allows it. A path: a state dict as safetensors,
+        torchvision's download cache, else by download where `download` allows it; they are compared with known digests
+        (beyond conv3_4, where we know none, with that of torchvision's file). A path: a state dict as safetensors,
         or as written by ``torch.save``. A mapping: a state dict. None: random (He et al. 2015), drawn from `seed`.
     value_range : (float, float)
         The values of the input that stand for black and white, (0, 1) or (-1, 1) say.
@@ -193,10 +202,16 @@ class VGG19Features(nn.Module):
     seed : int
         Of the random weights.
 
+    Attributes
+    ----------
+    digest : str
+        SHA-256 of the weights in float32, 64 hexadecimal digits: what a result may say that it was computed with.
+
     Raises
     ------
     ValueError
-        For an unknown layer, weights that lack a layer or have wrong shapes, or an empty value range.
+        For an unknown layer, weights that lack a layer, have wrong shapes or are not finite, files of which
+        ``"imagenet"`` is asked and that hold something else, or an empty value range.
     FileNotFoundError
         If the weights are not on disk.
 
@@ -233,6 +248,7 @@ class VGG19Features(nn.Module):
             self.load_state_dict(self._random_state(seed), assign=True)
         else:
             self._load(weights, download)
+        self.digest = _sha256(*self.state_dict().values())
         self.requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
@@ -283,8 +299,9 @@ class VGG19Features(nn.Module):
     def _load(self, weights: str | Path | Mapping[str, Tensor], download: bool) -> None:
         """Take copies, in float32, of the weights that the layers need."""
         source: str | Path = "the mapping"
+        trained = weights == "imagenet"
         if not isinstance(weights, Mapping):
-            source = path = _imagenet_file(download) if weights == "imagenet" else Path(weights)
+            source = path = _imagenet_file(download) if trained else Path(weights)
             weights = _read_state(path)
         known = {
             name: weights[name].detach().to(torch.float32, copy=True) for name in self.state_dict().keys() & weights
@@ -296,6 +313,31 @@ class VGG19Features(nn.Module):
                 f"{source} has not all of VGG-19's weights up to {self.layer}, by torchvision's names. Ask for a layer "
                 f"that they reach, or give weights that go further. {error}"
             ) from error
+        if bad := [name for name, value in known.items() if not bool(value.isfinite().all())]:
+            raise ValueError(f"{source}: {', '.join(sorted(bad))} has NaN or infinite entries; restore the weights")
+        if trained:
+            self._verify(Path(source))
+
+    def _verify(self, path: Path) -> None:
+        """Refuse a file that does not hold the weights trained on ImageNet."""
+        layers = zip(_vgg19_layers(), self.features, strict=False)
+        digests = {name: _sha256(*layer.parameters()) for name, layer in layers if isinstance(layer, nn.Conv2d)}
+        wrong = [name for name, digest in digests.items() if not digest.startswith(_IMAGENET_DIGESTS.get(name, ""))]
+        if unknown := sorted(digests.keys() - _IMAGENET_DIGESTS.keys()):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if path.name != f"vgg19-{digest[:8]}.pth":  # the name that torchvision gives to its file
+                wrong += unknown
+        if wrong:
+            raise ValueError(
+                f"{path}: {', '.join(wrong)} cannot be shown to be VGG-19's, trained on ImageNet: another digest, or "
+                "none that is known. Restore or delete that file; weights of your own are given by their path"
+            )
+
+
+def _sha256(*parameters: Tensor) -> str:
+    """Digest of parameters, one after the other."""
+    return hashlib.sha256(b"".join(p.detach().cpu().contiguous().numpy().tobytes() for p in parameters)).hexdigest()
 
 
 def _vgg19_layers() -> list[str]:

@@ -1,7 +1,8 @@
-"""Progress bars of long computations."""
+"""Long computations: their progress bars, and their end when somebody stops them."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,3 +42,26 @@ def progress_bar(
 
     with tqdm(total=total, desc=desc, unit=unit, disable=False) as bar:  # whatever TQDM_DISABLE is
         yield bar.update
+
+
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM, which ends a program as Ctrl-C does: files are whole, and it says how to go on."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise `Terminated` when a SIGTERM comes while the block runs, in the main thread."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_status(stop: KeyboardInterrupt) -> int:
+    """Exit status of a program that was stopped, as shells count: 128 and the number of the signal."""
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

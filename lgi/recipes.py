@@ -16,7 +16,7 @@ from lgi import artifacts, datasets
 from lgi.features import LogisticRegression
 from lgi.inversion import invert
 from lgi.models import GAN, VAE, Architecture, Decoder, fuse, pick_device
-from lgi.progress import progress_bar
+from lgi.progress import exit_status, progress_bar, terminable
 from lgi.training import (
     RECIPE_VERSION,
     GANSettings,
@@ -248,6 +248,7 @@ def _train_gan(
     return gan, found, {"evaluation": evaluation, "history": history}
 
 
+@terminable()
 def main() -> None:
     """Train shipped models with their recipes and write them to data/models: what ``make models`` runs, for all."""
     parser = argparse.ArgumentParser(prog="python -m lgi.recipes", description=main.__doc__)
@@ -261,9 +262,9 @@ def main() -> None:
         _renew_shipped(chosen or names, command)
     except (artifacts.ArtifactError, datasets.DatasetError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         told = "the same command goes on from the last whole epoch, models before it are trained anew"
-        parser.exit(130, f"\ninterrupted: {told}\n")
+        parser.exit(exit_status(stop), f"\ninterrupted: {told}\n")
 
 
 def _renew_shipped(names: Sequence[str], command: str) -> None:

@@ -13,7 +13,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +27,14 @@ import torch
 from torch import Tensor
 
 from lgi import artifacts
+from lgi.fingerprints import differences, one_computed_again
 from lgi.progress import progress_bar
 
 Table: TypeAlias = dict[str, npt.NDArray[Any]]
 """Columns of one length."""
 
 _ELSEWHERE = "Give another folder (on the command line, another --out)"
+_REMEDY = "Move it away, or let the call that computes this study do so and compute its samples again."
 _CHUNKS = "lgi_study_chunks"
 # Raised by hand when the same settings give other samples or other results.
 _VERSION = 2
@@ -227,20 +231,25 @@ class Study:
         return values
 
 
+Part: TypeAlias = tuple[str, dict[str, Any], Mapping[str, Any]]
+"""Name, settings and columns of samples of a study."""
+
 _FIELDS = tuple(field.name for field in dataclasses.fields(Study) if field.name != "settings")
 
 
-def _put_together(parts: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Study:
+def _put_together(parts: Sequence[Part]) -> Study:
     """Study of parts, each its name, its settings and its columns, in the order of the samples."""
     first, settings, columns = parts[0]
     for name, of_another, _ in parts[1:]:
-        if found := _differences(settings, of_another):
+        if found := differences(settings, of_another):
             raise ValueError(f"{first} and {name} are of different studies: {'; '.join(found)}")
     table = {name: torch.cat([torch.as_tensor(part[name]) for _, _, part in parts]) for name in columns}
     index, order = table["index"].sort(stable=True)
     if bool((twice := index[1:] == index[:-1]).any()):
         names = " and ".join(name for name, _, part in parts if index[1:][twice][0] in torch.as_tensor(part["index"]))
         raise ValueError(f"{int(twice.sum())} samples are there twice, in {names}")
+    if not 0 <= int(index[0]) <= int(index[-1]) < settings["n_samples"]:
+        raise ValueError(f"expected samples 0 to {settings['n_samples'] - 1}, got {int(index[0])} to {int(index[-1])}")
     table = {name: column[order] for name, column in table.items()}
     for name in ("start", "end"):
         table[name] = torch.stack([table.pop(f"{name}_{k}") for k in range(settings["latent_dim"])], dim=-1)
@@ -321,7 +330,7 @@ def samples_of(number: int, settings: Mapping[str, Any]) -> range:
 
 def run(
     settings: dict[str, Any],
-    compute: Callable[[range], Table],
+    compute: Callable[[Sequence[int]], Table],
     folder: Path | None,
     *,
     shard: tuple[int, int] = (1, 1),
@@ -334,7 +343,9 @@ def run(
     file then holds its first samples, and is replaced when there are more. Because the last bit of a result may depend
     on what it is computed with, the size of the pieces is measured once and kept in the headers. Whenever this is
     killed, the same call goes on, and ends with the same samples. Shards may share a folder, whose samples are then
-    those of all of them. No sample is ever deleted.
+    those of all of them. No sample is ever deleted: a damaged file, or one that holds other samples than its number
+    says, is renamed and its samples are computed again. Before it goes on, one of the stored samples is computed again
+    and compared.
 
     Parameters
     ----------
@@ -359,24 +370,58 @@ def run(
     ValueError
         If the folder holds another study, or comes to hold one meanwhile, naming what differs.
     lgi.artifacts.ArtifactError
-        If the folder cannot be written, or a file in it is damaged.
+        If the folder cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If a file was damaged, naming it and what it is called now.
     """
     # As they come back from disk: tuples as lists, and in the order that makes equal studies equal files.
     settings = json.loads(json.dumps(settings, sort_keys=True))
-    provenance = None
-    if folder is not None:
-        settings = _settings_to_go_on(settings, folder)
-        if artifacts.exists(folder / "study"):
-            return load_study(folder)
-        artifacts.check_writable(folder, _ELSEWHERE)
-        provenance = artifacts.provenance(seed=settings["seed"])
     numbers = chunks_of(settings, shard)
+    if folder is None:
+        table = _computed(settings, compute, numbers, progress=progress)
+        return _put_together([("what was computed", settings, table)])
+    held = _to_go_on_from(folder, settings)
+    settings = held[0][1] if held else settings  # which may differ in rounding
+    there = {i for _, _, table in held for i in table["index"].tolist()}
+    if not all(there.issuperset(samples_of(number, settings)) for number in numbers):
+        artifacts.check_writable(folder, _ELSEWHERE)
+        if held:
+            # A part with a sample whose line has a length, where there is one.
+            parts = [table for _, _, table in held]
+            known = (table for table in parts if bool(table["straight_length"].isfinite().any()))
+            _refuse(folder, one_computed_again(next(known, parts[0]), compute))
+        _computed(settings, compute, numbers, progress=progress, folder=folder, there=there)
+    found = load_study(folder)
+    _refuse_another(folder, found.settings, settings)
+    return found
+
+
+def _computed(
+    settings: dict[str, Any],
+    compute: Callable[[Sequence[int]], Table],
+    numbers: range,
+    *,
+    progress: bool | None,
+    folder: Path | None = None,
+    there: Collection[int] = (),
+) -> Table:
+    """Table of chunks, computed and with a folder written piece by piece, from where their files end.
+
+    Chunks whose samples are all there are left out.
+    """
     tables, usual = [], None if folder is None else _piece_in(folder)
+    provenance = None if folder is None else artifacts.provenance(seed=settings["seed"])
     n_samples = sum(len(samples_of(number, settings)) for number in numbers)
     # A failure ends the bar before it is told.
     with progress_bar(n_samples, desc="improvement", unit="samples", show=progress) as advance:
         for number in numbers:
             samples, file = samples_of(number, settings), folder and folder / _CHUNKS / f"{number:06d}"
+            if all(i in there for i in samples):
+                advance(len(samples))
+                continue
             table, seconds, piece = _kept(file)
             advance(_n_rows(table))
             while (done := _n_rows(table)) < len(samples):
@@ -398,10 +443,10 @@ def run(
                         artifacts.save(file, table, record, **written, provenance=provenance)
                 advance(_n_rows(table) - done)
             tables.append(table)
-    return _put_together([("what was computed", settings, joined(tables))]) if folder is None else load_study(folder)
+    return joined(tables) if tables else {}
 
 
-def _measured_piece(compute: Callable[[range], Table], samples: range) -> int:
+def _measured_piece(compute: Callable[[Sequence[int]], Table], samples: range) -> int:
     """Samples to compute at a time: all of a chunk, or a fourth, a sixteenth, ... for about ten seconds.
 
     Rough steps, so that the same study comes to the same number again.
@@ -423,7 +468,7 @@ def _kept(file: Path | None) -> tuple[Table, float, int]:
     """Samples in the file of a chunk, none if there is none, the seconds that they took, and the size of its pieces."""
     if file is None or not artifacts.exists(file):
         return {}, 0.0, 0
-    kept = artifacts.load(file, name="study chunk", version=_VERSION)
+    kept = _loaded(file)
     table = {name: column.numpy() for name, column in kept.tensors.items()}
     # Before, chunks were computed as a whole.
     return table, kept.record["seconds"], kept.record.get("piece", kept.settings["chunk_size"])
@@ -446,19 +491,48 @@ def joined(tables: Sequence[Table]) -> Table:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files, without suffix, in which the samples of a folder are: one of all, or one a chunk."""
-    if artifacts.exists(folder / "study"):
-        return [folder / "study"]
+    """Files, without suffix, in which the samples of a folder are: that of `Study.save` and those of the chunks."""
     chunks = (file.with_suffix("") for file in (folder / _CHUNKS).glob("*.safetensors"))
-    return sorted(file for file in chunks if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.name))
+    numbered = sorted(file for file in chunks if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", file.name))
+    return [folder / "study", *numbered] if artifacts.exists(folder / "study") else numbered
 
 
-def _part(file: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+def _loaded(file: Path) -> artifacts.Artifact:
+    """What a file holds; if it is that of a chunk, these are the first samples of its number, or all of them."""
+    is_chunk = file.parent.name == _CHUNKS
+    kept = artifacts.load(file, name="study chunk" if is_chunk else "study", version=_VERSION, remedy=_REMEDY)
+    if is_chunk:
+        index, expected = kept.tensors["index"].tolist(), samples_of(int(file.name), kept.settings)
+        if not index or index != list(expected[: len(index)]):
+            held = f"samples {index[0]} to {index[-1]}" if index else "no samples"
+            raise artifacts.DamagedError(
+                f"{file}.safetensors holds {held}, by its number those from {expected.start} on. {_REMEDY}"
+            )
+    return kept
+
+
+def _part(file: Path) -> Part:
     """Name, settings and columns of a file."""
-    name = "study chunk" if file.parent.name == _CHUNKS else "study"
-    kept = artifacts.load(file, name=name, version=_VERSION)
+    kept = _loaded(file)
     # Version 0.1 counted a shard as a study of its own. Which samples there are, their numbers tell.
     return str(file), {key: value for key, value in kept.settings.items() if key != "shard"}, kept.tensors
+
+
+def _to_go_on_from(folder: Path, settings: Mapping[str, Any]) -> list[Part]:
+    """What a folder holds of this study; its damaged files are renamed, with a warning."""
+    parts, damaged = [], []
+    for file in _files(folder):
+        try:
+            parts.append(_part(file))
+            _refuse_another(folder, parts[-1][1], settings)
+        except artifacts.DamagedError as error:
+            damaged.append((file.with_name(f"{file.name}.safetensors"), str(error).removesuffix(_REMEDY)))
+    for file, said in damaged:
+        aside = file.with_name(f"{file.name}.damaged-{time.time_ns()}")
+        with suppress(FileNotFoundError):  # another process was faster
+            file.rename(aside)
+            warnings.warn(f"{said}It is called {aside.name} now, and its samples are computed again", stacklevel=4)
+    return parts
 
 
 def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -471,37 +545,12 @@ def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _refuse_another(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    if found := _differences(stored, settings):
+    _refuse(path, differences(stored, settings))
+
+
+def _refuse(path: Path, found: Sequence[str]) -> None:
+    if found:
         raise ValueError(f"{path} holds another study: {'; '.join(found)}. Write elsewhere, or delete that study")
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What differs between the settings of two studies, rounding of the fingerprint on other machines apart."""
-    found = []
-    for key in sorted(a.keys() | b.keys()):
-        x: Any = a.get(key)
-        y: Any = b.get(key)
-        if key == "fingerprint":
-            found += [f"{name} differ" for name in x if not _nearly_equal(x[name], y[name], *_ROUNDING[name])]
-        elif isinstance(x, dict) and isinstance(y, dict):
-            found += [f"{key}: {difference}" for difference in _differences(x, y)]
-        elif x != y:
-            found.append(f"{key} is {x!r}, not {y!r}")
-    return found
-
-
-# Relative and absolute differences that other machines and devices may make in the numbers of a fingerprint.
-_ROUNDING = {
-    "speeds in the metric": (1e-3, 0.0),
-    "parameters of the metric": (1e-5, 0.0),
-    "codes": (1e-5, 0.0),
-    # In units of the norms of the codes, since sums may cancel.
-    "order and signs of the codes": (0.0, 1e-5),
-}
-
-
-def _nearly_equal(x: Sequence[float], y: Sequence[float], relative: float, absolute: float) -> bool:
-    return len(x) == len(y) and np.allclose(x, y, rtol=relative, atol=absolute)
 
 
 def load_study(path: str | Path) -> Study:
@@ -522,13 +571,19 @@ def load_study(path: str | Path) -> Study:
     ValueError
         If there is no study, or files of several.
     lgi.artifacts.ArtifactError
-        If a file is damaged.
+        If a file is damaged, or holds other samples than its number says.
     """
     path = Path(path)
     files = _files(path) if path.is_dir() else [_without_suffix(path)]
     if not files or not artifacts.exists(files[0]):
         raise ValueError(f"there is no study {'in ' * path.is_dir()}{path}")
-    return _put_together([_part(file) for file in files])
+    first, *chunks = [_part(file) for file in files]
+    parts = [first]
+    for name, settings, table in chunks:
+        # Beside the file of Study.save lie the chunks that it was made of, and those that have come since.
+        new = ~torch.isin(table["index"], first[2]["index"])
+        parts.append((name, settings, {key: column[new] for key, column in table.items()}))
+    return _put_together(parts)
 
 
 def _without_suffix(path: str | Path) -> Path:

@@ -5,9 +5,10 @@
 
 One page for each of ``NN_*.ipynb``, ``solutions/NN_*.ipynb`` and ``instructor.md``, and an index made of README.md and
 of the notebooks' title cells and results. Nothing is executed: pages show the committed outputs, rendered by nbconvert
-through ``book/page.html.j2``. Equations become MathML, which browsers draw without a script. What would be wrong in
-the book is refused, and the former one stays: a notebook that was not executed, a link to nothing, an equation that
-cannot be converted, an image without a description.
+through ``book/page.html.j2``. Equations become MathML, which browsers draw without a script. HTML among the outputs is
+shown as it is: a page's policy lets the browser run no script but the page's own, and load from nowhere but the book.
+What would be wrong in the book is refused, and the former one stays: a notebook that was not executed, a link to
+nothing, an equation that cannot be converted, an image without a description.
 
 Exit status: 0 written; 2 refused.
 """
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import io
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import distribution
@@ -207,6 +210,15 @@ class Book:
         css += code_css() + font_css(DRAWN.union(*texts))
         (self.folder / "book.css").write_text(css, encoding="utf-8")
 
+    @staticmethod
+    def policy(script: str) -> str:
+        """Content security policy of a page with this one script; ``file:``, because it may be opened from a disk."""
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return (
+            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'self' file: 'unsafe-inline'; "
+            "img-src 'self' file: data:; font-src data:; base-uri 'none'; form-action 'none'"
+        )
+
     def finish(self, page: Page, html: str) -> str:
         """Give the content of a page its anchors, links and descriptions, and its wide tables their frames."""
         soup = BeautifulSoup(html, "html.parser")
@@ -342,9 +354,14 @@ def build(notebooks: Path, edition: str, folder: Path) -> list[Page]:
         new.mkdir()
         book = Book(notebooks, edition, new)
         book.write()
-        if folder.exists():
-            folder.rename(Path(temporary) / "old")
-        new.rename(folder)
+        try:
+            if folder.exists():
+                folder.rename(Path(temporary) / "old")
+            new.rename(folder)
+        except BaseException:  # in between, by an interrupt: no book would be left
+            with suppress(OSError):
+                (Path(temporary) / "old").rename(folder)
+            raise
     return book.pages
 
 

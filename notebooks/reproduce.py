@@ -6,8 +6,12 @@
     python notebooks/reproduce.py commit [--only 01]       format, execute by default, clean, write back to notebooks/,
                                                            with the solutions of the same numbers
 
+What a notebook writes lies in runs/NAME/unfinished/ until it has run without fault, and then moves to runs/NAME/; until
+then, what an earlier run left there stays.
+
 Exit status: 0 all ran; 1 a notebook failed, or its results could not be written; 2 refused before anything ran; 130
-interrupted. A notebook whose metadata says ``{"lgi": {"reproduce": false}}`` (an interactive one) is left out.
+interrupted; 143 terminated. A notebook whose metadata says ``{"lgi": {"reproduce": false}}`` (an interactive one) is
+left out.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from lgi import artifacts
+from lgi.progress import exit_status, terminable
 
 DEFAULT_RUN = "default"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -199,8 +204,10 @@ def cannot_write(path: Path, error: OSError) -> str:
 
 def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     """Execute one notebook into `folder`; raises what papermill raises."""
-    # Recent kernels warn, in each run's output, of a connection without encryption.
+    # Files instead of ports of the network, of which there may be none; on Windows it must be ports, and recent kernels
+    # warn, in each run's output, of ports without encryption.
     can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
+    connection = {"transport": "ipc"} if zmq.has("ipc") else {"transport_encryption": "auto"} if can_encrypt else {}
     try:
         executed = papermill.execute_notebook(
             path,
@@ -211,7 +218,7 @@ def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
             coalesce_streams=True,
             start_timeout=300,  # of the kernel: on a busy machine importing takes its time
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else a kernel may log its shutdown as an error
-            config=Config(KernelManager={"transport_encryption": "auto"} if can_encrypt else {}),
+            config=Config(KernelManager=connection),
         )
     finally:
         remove_if_cut_off(folder / path.name)
@@ -227,14 +234,14 @@ def remove_if_cut_off(output: Path) -> None:
     """Delete what is no notebook: papermill writes in place, and a full disk or an interrupt leaves half of it."""
     try:
         json.loads(output.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         output.unlink()
     except OSError:
         pass
 
 
-def describe_failure(path: Path, output: Path, error: Exception) -> str:
-    """Notebook, cell, source and traceback of a failure, without colour codes."""
+def describe_failure(path: Path, output: Path, folder: Path, error: Exception) -> str:
+    """Notebook, cell, source and traceback of a failure of a run into `folder`, without colour codes."""
     if isinstance(error, PapermillExecutionError):
         index, source, trace = error.cell_index, error.source, "\n".join(error.traceback)
     else:
@@ -244,7 +251,7 @@ def describe_failure(path: Path, output: Path, error: Exception) -> str:
         index, source = (begun[-1], cells[begun[-1]].source) if begun else (None, "")
         trace = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError):
-            trace += f"\n{cannot_write(output.parent, error)}"
+            trace += f"\n{cannot_write(folder, error)}"
     original = nbformat.read(path, 4)
     where = "before its first cell"
     if index is not None:
@@ -256,45 +263,68 @@ def describe_failure(path: Path, output: Path, error: Exception) -> str:
     )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def take_in(folder: Path) -> None:
+    """Move what a notebook has written, now in `folder`/.new, to its place; goes on where a kill has stopped it."""
+    new = folder / ".new"
+    for file in sorted(path for path in new.rglob("*") if path.is_file()):
+        target = folder / file.relative_to(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def records_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the summary of an earlier run says of each notebook; nothing if there is none."""
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return {
+            record["notebook"]: record for record in json.loads((folder / "summary.json").read_bytes())["notebooks"]
+        }
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
 
 
-def run_series(jobs: Sequence[tuple[Path, dict[str, Any]]], folder: Path, about: Mapping[str, Any]) -> bool:
+def run_series(jobs: Sequence[tuple[Path, dict[str, Any]]], folder: Path, about: Mapping[str, Any]) -> set[str] | None:
     """Execute the jobs into `folder` up to the first failure; write ``summary.json`` and print the table.
+
+    Of a notebook that did not run without fault, the folder keeps what an earlier run has left, and the summary what it
+    said of that ("kept").
 
     Returns
     -------
-    bool
-        Whether all of them ran.
+    set of str or None
+        Names of the figures that were drawn; None if not all of the jobs ran.
     """
-    results = {path: folder / "results" / f"{path.stem}.json" for path, _ in jobs}
-    # What an earlier run left must not be read as this one's.
-    for stale in (folder / "summary.json", *results.values(), *(folder / path.name for path, _ in jobs)):
-        stale.unlink(missing_ok=True)
+    # A folder of runs in this folder, for the run of the same name, which is what notebooks are told.
+    unfinished = folder / "unfinished" / folder.name
+    earlier, figures, failure = records_of(folder), set[str](), ""
     records: list[dict[str, Any]] = [
         {"notebook": path.stem, "status": "skipped", "seconds": None, "headline": None, "parameters": parameters}
         for path, parameters in jobs
     ]
-    failure = ""
+    runs = os.environ.get("LGI_RUNS")
     try:
+        take_in(folder)
+        os.environ["LGI_RUNS"] = str(unfinished.parent)
         for record, (path, parameters) in zip(records, tqdm(jobs, desc="notebooks", disable=None), strict=True):
             start = time.perf_counter()
             record["status"] = "interrupted"
             try:
-                execute(path, parameters, folder)
-                record["status"] = "ok"
-                if results[path].is_file():
+                if unfinished.exists():  # left by a notebook that failed
+                    shutil.rmtree(unfinished)
+                unfinished.mkdir(parents=True)
+                execute(path, parameters, unfinished)
+                results = Path("results", f"{path.stem}.json")
+                if (unfinished / results).is_file():
                     record["headline"] = artifacts.read_results(path.stem, folder.name).get("headline")
+                else:
+                    (folder / results).unlink(missing_ok=True)  # of an earlier version of the notebook
+                figures |= {figure.name for figure in unfinished.glob("figures/[!.]*")}
+                unfinished.rename(folder / ".new")
+                take_in(folder)
+                record["status"] = "ok"
             except Exception as error:
                 record["status"] = "failed"
-                failure = describe_failure(path, folder / path.name, error)
+                failure = describe_failure(path, unfinished / path.name, folder, error)
                 record["error"] = failure
             finally:
                 record["seconds"] = round(time.perf_counter() - start, 1)
@@ -302,20 +332,45 @@ def run_series(jobs: Sequence[tuple[Path, dict[str, Any]]], folder: Path, about:
             if failure:
                 break
     finally:
-        ok = all(record["status"] == "ok" for record in records)
-        summary = {**about, "ok": ok, "notebooks": records}
+        os.environ.pop("LGI_RUNS")
+        if runs is not None:
+            os.environ["LGI_RUNS"] = runs
+        with suppress(OSError):
+            unfinished.parent.rmdir()  # empty, if all went well
         print(f"\n{table(records)}\n")
-        try:
-            write_atomically(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-            print(f"written to {folder}")
-        except OSError as error:
-            ok = False
-            print(f"reproduce: {cannot_write(folder / 'summary.json', error)}", file=sys.stderr)
+        ok = conclude(records, earlier, folder, about)
     if failure:
         print(f"\n{failure}", file=sys.stderr)
         if skipped := [record["notebook"] for record in records if record["status"] == "skipped"]:
             print(f"Not run because of it: {', '.join(skipped)}", file=sys.stderr)
-    return ok
+        if unfinished.exists():
+            print(f"What it has written lies in {unfinished}", file=sys.stderr)
+    return figures if ok else None
+
+
+def conclude(
+    records: Sequence[dict[str, Any]], earlier: Mapping[str, dict[str, Any]], folder: Path, about: Mapping[str, Any]
+) -> bool:
+    """Write ``summary.json``, where it said more keep that, and return whether all notebooks ran and it is written."""
+    for record in records:
+        before = earlier.get(record["notebook"], {})
+        if record["status"] != "ok" and (kept := before if before.get("status") == "ok" else before.get("kept")):
+            record["kept"] = kept
+            print(f"{record['notebook']}: {folder} still holds what an earlier run has left")
+    if earlier and {record["status"] for record in records} <= {"interrupted", "skipped"}:
+        print(f"{folder} is as it was")
+        return False
+    together = dict(sorted((earlier | {record["notebook"]: record for record in records}).items()))
+    summary = {**about, "ok": all(record["status"] == "ok" for record in together.values())}
+    summary["notebooks"] = list(together.values())
+    try:
+        with artifacts.replacing(folder / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"written to {folder}")
+    except OSError as error:
+        print(f"reproduce: {cannot_write(folder / 'summary.json', error)}", file=sys.stderr)
+        return False
+    return all(record["status"] == "ok" for record in records)
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -329,18 +384,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{row[0]:<{name}}  {row[1]:>{second}}  {row[2]:<{ok}}  {row[3]}" for row in rows)
 
 
-def publish_figures(source: Path, target: Path) -> None:
+def publish_figures(names: set[str], source: Path, target: Path) -> None:
     """Copy the figures of a complete default run to where they are committed."""
-    for path in sorted(source.glob("[!.]*")):
-        target.mkdir(exist_ok=True)
-        temporary = target / f".{path.name}.{os.getpid()}"
-        try:
-            shutil.copyfile(path, temporary)
-            temporary.replace(target / path.name)
-        finally:
-            # Without a folder to write to there is none.
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    for name in sorted(names):
+        with artifacts.replacing(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
 
 
 # --- the committed state ---------------------------------------------------------------------------------------------
@@ -372,14 +420,16 @@ def write_back(notebooks: Mapping[Path, bytes], folder: Path) -> None:
     if edited := [path.name for path, content in notebooks.items() if path.read_bytes() != content]:
         raise Refusal(f"{', '.join(edited)} was edited while it ran; nothing was written, run again")
     for path in notebooks:
-        write_atomically(path, nbformat.writes(clean(nbformat.read(folder / path.name, 4))) + "\n")
+        with artifacts.replacing(path) as temporary:
+            text = nbformat.writes(clean(nbformat.read(folder / path.name, 4))) + "\n"
+            temporary.write_text(text, encoding="utf-8")
 
 
 def renew_solutions(solutions: Sequence[Path], folder: Path) -> bool:
     """Execute solutions, which have no parameters to set, and write them back; whether all of them ran."""
     contents = {path: path.read_bytes() for path in solutions}
     folder.mkdir(exist_ok=True)
-    ok = run_series([(path, {}) for path in solutions], folder, {"run": DEFAULT_RUN, "params": None})
+    ok = run_series([(path, {}) for path in solutions], folder, {"run": DEFAULT_RUN, "params": None}) is not None
     if ok:
         write_back(contents, folder)
     return ok
@@ -413,6 +463,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@terminable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     args = arguments(argv)
@@ -426,14 +477,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tidy_sources([*notebooks, *solutions])
             contents = {path: path.read_bytes() for path in notebooks}
             jobs = plan(notebooks, args.params, args.overrides, args.run)
-            full = args.run == DEFAULT_RUN and args.only is None
-            if full:
-                shutil.rmtree(folder / "figures", ignore_errors=True)
-            ok = run_series(jobs, folder, {"run": args.run, "params": args.params})
+            figures = run_series(jobs, folder, {"run": args.run, "params": args.params})
+            ok = figures is not None
             if ok and args.action == "commit":
                 write_back(contents, folder)
-            if ok and full:
-                publish_figures(folder / "figures", args.notebooks.resolve().parent / "figures")
+            if figures and args.run == DEFAULT_RUN and args.only is None:
+                publish_figures(figures, folder / "figures", args.notebooks.resolve().parent / "figures")
             if ok and solutions:
                 ok = renew_solutions(solutions, folder / "solutions")
     except Refusal as refusal:
@@ -442,9 +491,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"reproduce: {error}. Free space there, or change its permissions", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nreproduce: interrupted", file=sys.stderr)
-        return 130
+        return exit_status(stop)
     return 0 if ok else 1
 
 

@@ -603,6 +603,13 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
     ],
     "studies": [
         (
+            "chunks of any number",
+            "a chunk copied over another gives a complete study with a wrong mean",
+            "if not index or index != list(expected[: len(index)]):",
+            "if not index or len(index) > len(expected):",
+            ["test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed"],
+        ),
+        (
             "interval of 90 %",
             "too narrow for what it is called",
             "np.quantile(np.concatenate(t), (0.025, 0.975))",
@@ -626,7 +633,7 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
         (
             "foreign shards merged",
             "a mean over samples of two studies",
-            "if found := _differences(settings, of_another):",
+            "if found := differences(settings, of_another):",
             "if found := []:",
             ["test_parts_that_do_not_make_a_study"],
         ),
@@ -657,6 +664,22 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "            _refuse_another(path, stored.settings, self.settings)\n",
             "",
             ["test_a_study_is_not_written_over_another"],
+        ),
+    ],
+    "fingerprints": [
+        (
+            "metrics compared at four points only",
+            "another generator goes on with a study, and the mean is one of neither",
+            "own_speeds = _squared_speeds(metric, *own, ValueError)",
+            "own_speeds = speeds",
+            ["test_studies.py::test_another_study_is_refused"],
+        ),
+        (
+            "no sample computed once more",
+            "another solver goes on with a study",
+            "if not close and not (",
+            "if close and not (",
+            ["test_studies.py::test_one_sample_is_computed_again_before_a_study_is_gone_on_with"],
         ),
     ],
     "directions": [
@@ -817,6 +840,14 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             "if settings_hash(name, found.settings, found.version) == wanted:",
             "if settings_hash(name, found.settings, found.version):",
             ["test_shipped_is_read_where_it_fits_and_never_overwritten"],
+        ),
+        (
+            "temporary files without a lock",
+            "two that write into one folder delete each other's files",
+            "                with suppress(OSError):  # a file system without locks: what is left there stays\n"
+            "                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+            "                pass\n",
+            ["test_what_a_killed_writer_has_left_goes_and_what_is_being_written_stays"],
         ),
         (
             "digest not compared",

@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from lgi import artifacts
 from lgi.artifacts import ArtifactError
 
+ENDLESS: list = []
+ENDLESS.append(ENDLESS)
 SETTINGS = {"n": 3, "step_size": 0.1, "digits": (2, 4)}
 ENTRY = {"name": "demo", "settings": SETTINGS, "version": 1}
 
@@ -222,6 +224,7 @@ def test_the_pair_of_version_0_1_is_read(tmp_path):
         ("demo", {"x": np.array(["a"])}, {}, r"expected a tensor or numeric array, got <U1"),
         ("demo", {}, {"x": torch.ones(2)}, r"record\.x: got Tensor"),
         ("demo", {}, {"x": [float("nan")]}, r"record\.x\[0\]: expected a finite number"),
+        ("demo", {}, {"x": ENDLESS}, r"record\.x\[0\]\[0\].*: nested more than 100 deep"),
         ("demo.safetensors", {}, {}, "without suffix"),
     ],
 )
@@ -347,6 +350,14 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", SAVE + KILLED_WRITERS, str(tmp_path)], check=True)
     assert value_at(tmp_path / "before" / "demo") == 1
     assert value_at(tmp_path / "after" / "demo") == 2
+
+
+def test_what_a_killed_writer_has_left_goes_and_what_is_being_written_stays(tmp_path):
+    left = tmp_path / f".demo.safetensors.{'0' * 32}.tmp"
+    left.write_bytes(b"half")
+    with artifacts.replacing(tmp_path / "one") as mine:
+        put(tmp_path / "demo", 1)
+        assert (left.exists(), mine.exists()) == (False, True)
 
 
 def test_removed(tmp_path):
@@ -554,7 +565,7 @@ def test_results_that_have_no_json_are_refused(results, runs):
     assert not list(runs.rglob("*.json"))
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 99_999])
 def test_damaged_results_are_refused(content, runs):
     artifacts.record_results("01", {}).write_text(content, encoding="utf-8")
     with pytest.raises(ArtifactError, match="damaged: delete it and run notebook '01' again"):

@@ -1,9 +1,11 @@
 """The book made from the committed notebooks: its text, and how headless Chromium shows it."""
 
 import base64
+import hashlib
 import io
 import itertools
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -135,6 +137,37 @@ def test_links_lead_somewhere_and_nothing_is_loaded_from_elsewhere(site, pages):
     assert inside > 100
     assert set(re.findall(r"url\(([a-z]+:)", (site / "book.css").read_text())) == {"data:"}
     assert "@import" not in (site / "book.css").read_text()
+
+
+def test_the_policy_of_a_page_allows_its_own_script_alone(pages):
+    for name, page in pages.items():
+        policy = page.find("meta", attrs={"http-equiv": "Content-Security-Policy"})
+        allowed = dict(part.strip().split(" ", 1) for part in policy["content"].split(";"))
+        (script,) = page("script")
+        digest = base64.b64encode(hashlib.sha256(script.string.encode()).digest()).decode()
+        assert allowed["script-src"] == f"'sha256-{digest}'", name
+        assert allowed["default-src"] == allowed["base-uri"] == allowed["form-action"] == "'none'", name
+        assert not any(word in policy["content"] for word in ("*", "http", "unsafe-eval", "unsafe-hashes")), name
+        # It stands before everything that it is about; attributes that are scripts would not run.
+        assert policy.find_all_previous(["script", "link", "style", "img"]) == [], name
+        assert not [element for element in page(True) if any(key.startswith("on") for key in element.attrs)], name
+
+
+def test_the_former_book_stays_when_the_new_one_is_interrupted(site, tmp_path, monkeypatch):
+    folder = tmp_path / "book"
+    shutil.copytree(site, folder)
+    real = Path.rename
+
+    def rename(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(book.Book, "write", lambda self: (self.folder / "book.css").touch())
+    with pytest.raises(KeyboardInterrupt):
+        book.build(NOTEBOOKS, "student", folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in site.iterdir()}
 
 
 def test_pages_know_each_other(pages):
@@ -382,5 +415,6 @@ def test_a_page_that_is_wrong_is_seen(site, window, tmp_path):
     assert facts["past"]
     assert facts["overflow"] > 0
     assert not facts["font"]
-    assert any("nothing is not defined" in complaint for complaint in window.complaints)
+    # No script runs but the page's own.
+    assert any("Content Security Policy" in complaint for complaint in window.complaints)
     assert any("gone.png" in complaint for complaint in window.complaints)

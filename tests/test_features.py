@@ -1,12 +1,13 @@
 """Feature maps: logistic regression against closed forms and scikit-learn, VGG-19 against torchvision's own."""
 
+import hashlib
 import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
@@ -271,6 +272,7 @@ class TestVGG19Features:
             return VGG19Features("conv1_1", **options).features[0].weight
 
         monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+        monkeypatch.setattr(features, "_IMAGENET_DIGESTS", {"conv1_1": ""})
         with pytest.raises(FileNotFoundError, match=r"LGI_DATA .* or pass download=True"):
             found()
         assert torch.equal(found(download=True), theirs["features.0.weight"])
@@ -280,6 +282,72 @@ class TestVGG19Features:
         (tmp_path / "vgg19").mkdir()
         save_file(mine, tmp_path / "vgg19" / "some.safetensors")
         assert torch.equal(found(), mine["features.0.weight"])
+
+    @pytest.mark.needs_vgg
+    @pytest.mark.parametrize(
+        ("layer", "damage", "message"),
+        [
+            ("relu1_1", {}, None),
+            ("relu3_4", {}, None),
+            # One bit of an exponent, in the first layer or in the last one asked for.
+            ("relu2_2", {"features.7.weight": lambda x: x.view(torch.int32)[5].bitwise_xor_(1 << 28)}, "conv2_2"),
+            ("relu2_2", {"features.0.bias": lambda x: x.view(torch.int32)[:1].bitwise_xor_(1 << 24)}, "conv1_1 cannot"),
+            ("relu3_4", {"features.16.weight": lambda x: x[0, 0].mul_(1 + 1e-6)}, "conv3_4 cannot"),
+            ("relu1_1", {"features.0.weight": lambda x: x[:1].fill_(math.nan)}, "features.0.weight has NaN"),
+            ("relu1_1", {"features.0.bias": lambda x: x[:1].fill_(math.inf)}, "features.0.bias has NaN or infinite"),
+            # Not in what is asked for.
+            ("relu1_1", {"features.2.weight": lambda x: x.zero_()}, None),
+            # Layers of which no digest is known, unless torchvision's name tells that of the file.
+            ("relu4_1", {"features.19": None}, "conv4_1 cannot be shown"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("where", ["folder of raw data", "torch's cache"])
+    def test_only_the_weights_trained_on_imagenet_are_taken_for_them(
+        self, tmp_path, monkeypatch, layer, damage, message, where
+    ):
+        (file,) = (f for folder in artifacts.raw_data_folders() for f in (folder / "vgg19").glob("*.safetensors"))
+        state = load_file(file)
+        for name, change in damage.items():
+            if change is None:
+                state |= {f"{name}.weight": torch.ones(512, 256, 3, 3), f"{name}.bias": torch.ones(512)}
+            else:
+                change(state[name])
+        monkeypatch.setattr(artifacts, "raw_data_folders", lambda: [tmp_path])
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+        if where == "torch's cache":
+            path = tmp_path / "home" / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
+            path.parent.mkdir(parents=True)
+            torch.save(state, path)
+        else:
+            path = tmp_path / "vgg19" / "vgg19.safetensors"
+            path.parent.mkdir()
+            save_file(state, path)
+        if message is None:
+            found = VGG19Features(layer)
+            assert (
+                found.digest == VGG19Features(layer, weights=file).digest != VGG19Features(layer, weights=None).digest
+            )
+            return
+        with pytest.raises(ValueError, match=message) as refusal:
+            VGG19Features(layer)
+        assert str(path) in str(refusal.value)
+        # By its path a file is taken as it is, as long as there are numbers in it.
+        if "NaN" not in message:
+            VGG19Features(layer, weights=path)
+
+    def test_layers_without_a_known_digest_are_torchvisions_by_the_name_of_its_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(artifacts, "raw_data_folders", lambda: [])
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr(features, "_IMAGENET_DIGESTS", {})
+        cached = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
+        cached.parent.mkdir(parents=True)
+        torch.save(VGG19Features("conv1_1", weights=None).state_dict(), cached)
+        with pytest.raises(ValueError, match="conv1_1 cannot be shown"):
+            VGG19Features("conv1_1")
+        digest = hashlib.sha256(cached.read_bytes()).hexdigest()
+        named = cached.rename(cached.with_name(f"vgg19-{digest[:8]}.pth"))
+        monkeypatch.setattr(features, "_imagenet_file", lambda _: named)
+        VGG19Features("conv1_1")
 
     def test_bad_weights(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):

@@ -57,6 +57,7 @@ def test_wheel_holds_the_package_the_models_and_nothing_else(wheel):
     expected |= {f"lgi/_shipped/models/{model}.safetensors" for model in zoo.MODELS}
     expected |= {f"lgi/_shipped/results/{path.name}" for path in (ROOT / "data" / "results").iterdir()}
     assert package == expected
+    assert "lgi/py.typed" in package
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 5e6
     assert headers["Version"] == lgi.__version__
@@ -136,17 +137,24 @@ def test_conda_environment_installs_the_same():
     minors = [f"3.{minor}" for minor in range(8, 30) if python.contains(f"3.{minor}")]
     assert minors == ["3.11", "3.12", "3.13"]
     assert all(SpecifierSet(PROJECT["requires-python"]).contains(minor) for minor in minors)
-    # The lock holds the same versions for both ways of installing; anything else would be a second list to keep.
-    assert nested == {"pip": ["--constraint requirements.lock", "--editable .[dev]"]}
+    # The lock holds the same versions for both ways of installing; anything else would be a second list to keep. lgi
+    # itself, a folder without a hash, is installed after it.
+    assert nested == {"pip": ["--require-hashes", "--requirement requirements.lock"]}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "conda env create -f environment.yml && conda run -n lgi pip install --no-deps --editable ." in readme
 
 
 def test_lock_pins_every_direct_dependency():
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert "://" not in text
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;,*]+( ?; .+)?", line)] == []
+    lines = [line.split(" --hash=") for line in text.replace(" \\\n    ", " ").splitlines()]
+    wrong = [line for line, *_ in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[^\s;,*]+( ?; .+)?", line)]
+    # Without hashes for each, pip and uv refuse all of it.
+    wrong += [line for line, *hashes in lines if not hashes]
+    wrong += [found for _, *hashes in lines for found in hashes if not re.fullmatch(r"sha256:[0-9a-f]{64}", found)]
+    assert wrong == []
     locked = {}
-    for line in lines:
+    for line, *_ in lines:
         requirement = Requirement(line)
         (pin,) = requirement.specifier
         locked.setdefault(canonicalize_name(requirement.name), []).append(pin.version)

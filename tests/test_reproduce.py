@@ -151,21 +151,70 @@ def test_from_text(text, annotation, value):
     assert type(found) is type(value)
 
 
-def test_what_an_earlier_run_left_is_not_shown(series, capsys):
-    series.write("01_a", "1 / 0")
-    series.write("02_b", "1")
+def test_what_an_earlier_run_left_stays_and_is_not_shown_as_this_ones(series, capsys):
+    series.write("01_a", RECORD)
+    series.write("02_b", "1 / 0")
+    series.write("03_c", "1")
     folder = series.default
     (folder / "results").mkdir(parents=True)
-    for name in ("01_a", "02_b"):
-        (folder / "results" / f"{name}.json").write_text('{"headline": "of yesterday"}')
-        (folder / f"{name}.ipynb").write_text("of yesterday")
-    (folder / "results" / "09_other.json").write_text("{}")
-    (folder / "summary.json").write_text("of yesterday")
+    old = {}
+    for name in ("01_a", "02_b", "03_c"):
+        old[folder / "results" / f"{name}.json"] = '{"headline": "of yesterday"}'
+        old[folder / f"{name}.ipynb"] = "of yesterday"
+    for path, text in old.items():
+        path.write_text(text)
+    before = {"notebook": "02_b", "status": "ok", "headline": "of yesterday"}
+    other = {"notebook": "09_other", "status": "ok", "headline": "of yesterday"}
+    (folder / "summary.json").write_text(json.dumps({"notebooks": [before, other, {"notebook": "03_c"}]}))
+    for _ in range(2):
+        assert series.run() == 1
+        out, err = capsys.readouterr()
+        assert "of yesterday" not in out + err
+        assert f"02_b: {folder} still holds what an earlier run has left" in out
+        assert f"What it has written lies in {folder / 'unfinished' / 'default'}" in err
+        # 01 ran: it alone is new.
+        assert {path.name for path, text in old.items() if path.read_text() != text} == {"01_a.json", "01_a.ipynb"}
+        summary = json.loads((folder / "summary.json").read_text())
+        found = {record["notebook"]: record for record in summary["notebooks"]}
+        assert {name: record["status"] for name, record in found.items()} == {
+            "01_a": "ok", "02_b": "failed", "03_c": "skipped", "09_other": "ok"
+        }  # fmt: skip
+        assert not summary["ok"]
+        assert (found["02_b"]["kept"], found["09_other"]) == (before, other)
+        assert "kept" not in found["03_c"]
+        assert (folder / "unfinished" / "default" / "02_b.ipynb").exists()
+    series.write("02_b", "1")
+    assert series.run() == 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock", "01_a.ipynb", "02_b.ipynb", "03_c.ipynb", "results", "summary.json"
+    ]  # fmt: skip
+    # Notebooks that record nothing now have no results.
+    assert [path.name for path in folder.glob("results/*")] == ["01_a.json"]
+
+
+def test_interrupted_before_anything_ran_all_is_as_it_was(series, monkeypatch, capsys):
+    series.write("01_a", RECORD, FIGURE)
+    assert series.run() == 0
+    before = {path: path.read_bytes() for path in series.runs.parent.rglob("*") if path.is_file()}
+    for signal_ in (signal.SIGINT, signal.SIGTERM):
+        monkeypatch.setattr(reproduce, "execute", lambda *_, signal_=signal_: signal.raise_signal(signal_))
+        assert series.run() == 128 + signal_
+        out, err = capsys.readouterr()
+        assert f"{series.default} is as it was" in out
+        assert err == "\nreproduce: interrupted\n"
+        assert {path: path.read_bytes() for path in series.runs.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_was_killed_while_it_moved_its_files_is_put_in_order(series):
+    series.write("01_a", RECORD)
+    assert series.run() == 0
+    new = series.default / ".new" / "results" / "01_a.json"
+    new.parent.mkdir(parents=True)
+    new.write_text('{"headline": "moved"}')
+    series.write("01_a", "1 / 0")
     assert series.run() == 1
-    assert "of yesterday" not in "".join(capsys.readouterr())
-    assert "of yesterday" not in (folder / "summary.json").read_text()
-    assert sorted(path.name for path in folder.glob("results/*")) == ["09_other.json"]
-    assert not (folder / "02_b.ipynb").exists()
+    assert "moved" in (series.default / "results" / "01_a.json").read_text()
+    assert not (series.default / ".new").exists()
 
 
 def test_only_a_complete_default_run_renews_the_figures(series):

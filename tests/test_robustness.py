@@ -7,7 +7,6 @@ that says what to do, and leaves no damaged file.
 import errno
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,14 +16,12 @@ import papermill.iorw
 import pytest
 import reproduce
 import torch
+import trials
 from series import FIGURE, Series
 
 import lgi
 from lgi import algorithm1, artifacts, datasets, recipes, training
-from lgi.metric import PullbackMetric
 from lgi.models import VAE, Architecture
-from lgi.solver import SolverSettings
-from lgi.studies import load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,53 +102,6 @@ def test_read_only_repository(tmp_path):
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def disk(monkeypatch):
-    """For pathlib alone: ``disk(n)`` lets n more bytes in, and the file that meets the end is cut off."""
-    real, left = Path.write_bytes, [sys.maxsize]
-
-    def write_bytes(path, content):
-        written = content[: left[0]]
-        left[0] -= len(written)
-        real(path, written)
-        if len(written) < len(content):
-            raise NO_SPACE
-
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: write_bytes(path, text.encode()))
-    return lambda n: left.__setitem__(0, n)
-
-
-def test_study_on_a_full_disk_goes_on_when_there_is_space(tmp_path, disk):
-    metric = PullbackMetric(lambda z: torch.cat([z.sin(), z.cos(), z.square() / 2], dim=1), latent_dim=2)
-
-    def run(folder):
-        quick = SolverSettings(n_control=4, n_iterations=2)
-        options = {"settings": quick, "chunk_size": 4, "folder": folder, "progress": False}
-        return lgi.worst_case_improvement(metric, 12, **options)
-
-    run(tmp_path / "whole")
-    folder, n_chunks = tmp_path / "study", []
-    # Chunks are about equally large: enough for one at a time, at first for none.
-    space = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*.safetensors")) // 2
-    disk(space // 4)
-    for _ in range(9):
-        try:
-            run(folder)
-            break
-        except artifacts.ArtifactError as error:
-            assert re.search(r"cannot write .*No space left on device\. Free space", str(error))  # noqa: PT017
-        assert temporary_files(folder) == []
-        n_chunks.append(len({path.stem for path in folder.glob("lgi_study_chunks/*")}))
-        if n_chunks[-1]:
-            assert len(load_study(folder)) == 4 * n_chunks[-1]
-        disk(space)
-    assert n_chunks == [0, 1, 2]
-    found, whole = load_study(folder).columns, load_study(tmp_path / "whole").columns
-    assert all((column == whole[name]).all() for name, column in found.items())
-    assert len(found["index"]) == 12
 
 
 @pytest.fixture
@@ -236,79 +186,6 @@ def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error
 
 # --- training that is stopped ----------------------------------------------------------------------------------------
 
-STOPPED_TRAINING = """\
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from lgi import artifacts, recipes
-from lgi.training import TrainingSettings
-from lgi.models import Architecture
-
-recipe = recipes.Recipe(
-    dataset="optdigits",
-    digits=(2, 7),
-    architecture=Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu"),
-    training=TrainingSettings(epochs=4, batch_size=64, n_centres=4, n_rbf_steps=1),
-)
-def train(**options):
-    return recipes.train_or_load("mine", recipe, device="cpu", **options)
-
-def stopped(epoch, stop):
-    # The child comes to the end of that epoch, or of training, and then stops.
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            train(on_record=lambda phase, step, n, record: phase == "vae" and step == epoch and stop())
-        except KeyboardInterrupt:
-            os._exit(130)
-        except artifacts.ArtifactError as error:
-            assert "No space left" in str(error), error
-            os._exit(2)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-def full_disk():
-    real = Path.write_bytes
-    def write_bytes(path, content):
-        if path.name.startswith(".mine-"):
-            real(path, content[:100])
-            raise OSError(28, "No space left on device")
-        return real(path, content)
-    Path.write_bytes = write_bytes
-
-def history():
-    (file,) = (artifacts.cache_folder() / "checkpoints").glob("*.safetensors")
-    return artifacts.load(file.with_suffix(""), name="checkpoint").record["history"]
-
-os.environ["LGI_CACHE"] = sys.argv[1]
-whole = train()
-os.environ["LGI_CACHE"] = sys.argv[2]
-assert stopped(2, lambda: os.kill(os.getpid(), signal.SIGKILL)) == -9
-first = history()
-assert len(first) == 2
-assert stopped(3, lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
-assert len(history()) == 3
-# The result does not fit: what was trained is not lost with it.
-assert stopped(4, full_disk) == 2
-trained = history()
-assert len(trained) == 4 and trained[:2] == first
-assert not list(artifacts.cache_folder().rglob("*.tmp"))
-found = train()
-assert found.source == "computed" and found.record["history"] == trained
-assert found.tensors.keys() == whole.tensors.keys()
-assert all(torch.equal(value, found.tensors[key]) for key, value in whole.tensors.items())
-assert not list((artifacts.cache_folder() / "checkpoints").iterdir())"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_stopped_training_goes_on(tmp_path):
-    command = [sys.executable, "-c", STOPPED_TRAINING, str(tmp_path / "whole"), str(tmp_path / "stopped")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-
 
 @pytest.mark.parametrize(
     ("error", "status", "message"),
@@ -346,6 +223,20 @@ def test_damaged_checkpoint_is_refused_and_training_begins_anew_without_it(tmp_p
         next(train())
     file.unlink()
     assert [record["epoch"] for record in train()] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize("name", trials.TRIALS)
+def test_a_few_of_the_trials(name):
+    """Each kind of fault, made for real; ``python tests/trials.py`` makes as many as one likes."""
+    n = 1
+    command = [sys.executable, trials.__file__, "--only", name, "-n", str(n), "--seed", str(len(name))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if "not made: " in done.stdout:
+        pytest.skip(done.stdout.partition("not made: ")[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name}: {n} tried, all survived" in done.stdout
 
 
 # --- damaged files that are shipped ----------------------------------------------------------------------------------
@@ -443,5 +334,6 @@ def test_two_that_install_at_once(tmp_path, left):
     both = [subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate(timeout=300)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert log.read_text(encoding="utf-8").split() == ["venv", "install", "installed"]
+    # What is locked, and lgi itself.
+    assert log.read_text(encoding="utf-8").split() == ["venv", *["install", "installed"] * 2]
     assert subprocess.run([*command, "--question"], cwd=project, env=environment, check=False).returncode == 0
