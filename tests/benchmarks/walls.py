@@ -88,7 +88,7 @@ def authors(name: str, lgi):
 def dense(widths: list[int], activation: type[nn.Module], gains: list[float], last: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for n, m, gain in zip(widths, widths[1:], gains, strict=True):
+    for n, m, gain in zip(widths[:-1], widths[1:], gains, strict=True):
         layers += [nn.Linear(n, m), activation()]
         nn.init.normal_(layers[-2].weight, std=gain / n**0.5)
     return nn.Sequential(*layers[:-1], last).eval().requires_grad_(False)
