@@ -128,7 +128,7 @@ def compared(notebook):
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_a_wrong_number_in_a_committed_notebook_is_found(path):
-    """Each number that is compared, by itself off by itself and three last digits more (a 0 by four), is found, above or below."""
+    """Each number that is compared, by itself off by itself and three last digits more (a 0: four), is found."""
     missed = []
     for cell in compared(nbformat.read(path, 4)):
         where, numbers = f"{path.stem}/{cell.id}", shown(cell.outputs)
