@@ -460,6 +460,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     add("--seed", type=int, default=0, help="of the samples" + defaults)
     add("--direction", choices=get_args(Direction), default="maximal", help="pairs: of test digits' codes" + defaults)
     add("--std", choices=("rbf", "constant"), help="variance model of a VAE; by default rbf")
+    add("--training", type=int, metavar="SEED", help="which training of published; by default 0")
+    add("--bandwidth", type=float, metavar="C", help="of the RBF network, among those that are shipped")
+    add("--n-centres", type=int, metavar="K", help="of the RBF network, among those that are shipped")
     add("--feature-map", choices=get_args(ClassifierOutput), help="output of the logistic regression; by default none")
     add("--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="most control points" + defaults)
     add("--shard", type=_shard, metavar="I/N", help="compute part I of N")
@@ -472,7 +475,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
 def _study(args: argparse.Namespace) -> Study:
     """The study of a command line."""
     device = pick_device(args.device)
-    options: dict[str, Any] = {} if args.std is None else {"std": args.std}
+    given = {"std": args.std, "seed": args.training, "bandwidth": args.bandwidth, "n_centres": args.n_centres}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     model: Any = zoo.load_model(args.model, device, **options)
     generator = model.generator if args.model == "gan" else model.decoder
     feature_map = args.feature_map and zoo.load_model("logistic_regression", device, output=args.feature_map)
@@ -482,7 +486,7 @@ def _study(args: argparse.Namespace) -> Study:
         args.step_size,
         args.seed,
         direction=args.direction,
-        codes=zoo.load_codes(args.model).z if args.direction == "pairs" else None,
+        codes=zoo.load_codes(args.model, seed=args.training).z if args.direction == "pairs" else None,
         settings=SolverSettings(n_control=args.n_control),
         device=device,
         folder=args.out,
@@ -490,8 +494,9 @@ def _study(args: argparse.Namespace) -> Study:
         chunk_size=args.chunk_size,
         about={
             "model": args.model,
-            "std": args.std or ("rbf" if args.model in zoo.VAES else None),
+            "std": args.std or ("rbf" if args.model in (*zoo.VAES, "published") else None),
             "feature_map": args.feature_map,
+            **{name: value for name, value in options.items() if name != "std"},
         },
         progress=False if args.quiet else None,
     )

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,17 @@ from torch import Tensor
 from lgi import artifacts, datasets
 from lgi.features import LogisticRegression
 from lgi.inversion import invert
-from lgi.models import GAN, VAE, AnyArchitecture, Architecture, Decoder, PublishedArchitecture, fuse, pick_device
+from lgi.models import (
+    GAN,
+    VAE,
+    AnyArchitecture,
+    Architecture,
+    Decoder,
+    PublishedArchitecture,
+    RBFPrecision,
+    fuse,
+    pick_device,
+)
 from lgi.progress import exit_status, progress_bar, terminable
 from lgi.training import (
     RECIPE_VERSION,
@@ -31,7 +41,7 @@ from lgi.training import (
     train_gan,
     train_vae,
 )
-from lgi.zoo import restore_logistic_regression
+from lgi.zoo import packed_rbf, rbf_key, restore_logistic_regression, restore_vae
 
 OnRecord = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with (phase, step, number of steps, record)."""
@@ -58,8 +68,8 @@ RECIPES: dict[str, Recipe] = {
 
 
 # The paper's public code (github.com/mmichelis/GenerativeLatentSpace, 2021-04-24), once for each seed. Ours: the seeds,
-# k-means of scikit-learn, residuals of the images that the codes are of, and the split. The RBF network is the committed
-# call's: c = "curveMetric" = 1, zeta = 1e-2 (hence the largest std), k = 4 d centres, 50 epochs.
+# k-means of scikit-learn, residuals of the images that the codes are of, and the split. The RBF network is that of the
+# committed call: c = "curveMetric" = 1, zeta = 1e-2 (hence the largest std), k = 4 d centres, 50 epochs.
 _PUBLISHED_TRAINING = TrainingSettings(
     epochs=200,
     batch_size=16,
@@ -198,6 +208,61 @@ def fit_or_load_logistic_regression(
     )
 
 
+# c of the RBF networks that are shipped beside those of the models' own recipes, by k.
+_GRID = (1.0, 0.8, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3)
+BANDWIDTHS: dict[str, dict[int, tuple[float, ...]]] = {
+    "vae1": {64: (1.0, 0.8)},
+    "vae2": {64: (1.0, 0.8)},
+    "published-0": {8: _GRID[1:], 64: _GRID},
+    **{f"published-{seed}": {8: _GRID[1:]} for seed in range(1, 5)},
+}
+
+
+def fit_or_load_rbf(
+    name: str, *, refit: bool = False, device: str = "cpu", download: bool = False, on_record: OnRecord | None = None
+) -> artifacts.Artifact:
+    """RBF networks of a shipped VAE with other numbers of centres and bandwidths: read, or fitted where not recorded.
+
+    Parameters
+    ----------
+    name
+        One of ``BANDWIDTHS``, which has what is fitted.
+    refit
+        Fit even if the result is on disk.
+    device, download, on_record
+        As in `train_or_load`.
+
+    Returns
+    -------
+    lgi.artifacts.Artifact
+        Tensors of each network (see :func:`lgi.zoo.restore_rbf`); record ``evaluation``, by network the mean ELBO, log
+        likelihood and KL divergence of the validation images (5 draws each, nats per image).
+    """
+    base = train_or_load(name, device=device, download=download)
+    recipe: Recipe = _recipes()[name]  # type: ignore[assignment]
+    settings = {"recipe": recipe, "networks": {str(k): c for k, c in BANDWIDTHS[name].items()}}
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        splits: tuple[datasets.Split, ...] = ("train", "validation")
+        images = [datasets.load(recipe.dataset, s, digits=recipe.digits, download=download) for s in splits]
+        train, validation = (part.images for part in images_of(recipe, images))
+        vae, tensors, evaluation = restore_vae(base).to(pick_device(device)), dict[str, Tensor](), {}
+        for k, factors in BANDWIDTHS[name].items():
+            for c in factors:
+                chosen = replace(recipe.training, n_centres=k, bandwidth_factor=c)
+                fit = fit_rbf_by_adam if recipe.rbf_by_adam else fit_rbf_precision
+                _history("rbf", chosen.n_rbf_steps, fit(vae, train, validation, chosen), on_record)
+                key = rbf_key(k, c)
+                net = packed_rbf(cast(RBFPrecision, vae.decoder.std_net))
+                tensors |= {f"{key}.{part}": value for part, value in net.items()}
+                evaluation[key] = evaluate(vae, validation, n_samples=5).means()
+        return tensors, {"evaluation": evaluation}
+
+    return artifacts.load_or_compute(
+        f"{name}-rbf", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
+    )
+
+
 def _recipes() -> dict[str, Recipe | GANRecipe]:
     return {**RECIPES, **PUBLISHED, **GAN_RECIPES}
 
@@ -317,22 +382,32 @@ def main() -> None:
 def _renew_shipped(names: Sequence[str], command: str, device: str) -> None:
     folder = artifacts.data_folder() / "models"
     artifacts.check_writable(folder, "The trained models are written there: make it writable")
-    trained = {}
     for name in names:
         if name == "logistic_regression":
-            trained[name] = fit_or_load_logistic_regression(refit=True)
+            _ship(name, fit_or_load_logistic_regression(refit=True), command)
             continue
         settings = _recipes()[name].training
-        total = settings.epochs + getattr(settings, "n_rbf_steps", 0)
-        with progress_bar(total, desc=name) as advance:
-            trained[name] = train_or_load(
-                name, retrain=True, device=device, on_record=lambda *_, advance=advance: advance(1)
-            )
-    for name, artifact in trained.items():
-        seed = artifact.settings.get("training", {}).get("seed")  # the regression draws nothing
-        by = artifacts.provenance(seed=seed, command=command)
-        kept: dict[str, Any] = {"name": name, "settings": artifact.settings, "version": artifact.version}
-        artifacts.save(folder / name, artifact.tensors, artifact.record, **kept, provenance=by)
+        n_networks = sum(map(len, BANDWIDTHS.get(name, {}).values()))
+        n_rbf_steps = getattr(settings, "n_rbf_steps", 0) * (1 + n_networks)
+        with progress_bar(settings.epochs + n_rbf_steps, desc=name) as advance:
+            how: dict[str, Any] = {"device": device, "on_record": lambda *_, advance=advance: advance(1)}
+            _ship(name, train_or_load(name, retrain=True, **how), command)
+            if n_networks:
+                _ship(f"{name}-rbf", fit_or_load_rbf(name, refit=True, **how), command)
+
+
+def _ship(name: str, artifact: artifacts.Artifact, command: str) -> None:
+    """Write a trained model to data/models; of the published ones, of which there are many, with half the digits."""
+    settings, tensors = artifact.settings, artifact.tensors
+    # The regression draws nothing.
+    seed = (settings.get("training") or settings.get("recipe", {}).get("training", {})).get("seed")
+    if name in PUBLISHED:
+        tensors = {key: x.half() if x.is_floating_point() else x for key, x in tensors.items()}
+        label, index = (tensors[f"codes.{key}"] for key in ("label", "index"))
+        tensors |= {"codes.label": label.to(torch.uint8), "codes.index": index.short()}
+    by = artifacts.provenance(seed=seed, command=command) | artifact.provenance
+    kept: dict[str, Any] = {"name": name, "settings": settings, "version": artifact.version}
+    artifacts.save(artifacts.data_folder() / "models" / name, tensors, artifact.record, **kept, provenance=by)
 
 
 if __name__ == "__main__":

@@ -346,7 +346,6 @@ def fit_rbf_by_adam(
     parameter = nn.Parameter(weight)  # shares its memory
     optimizer = Adam([parameter], lr=1.0, weight_decay=settings.weight_decay)
     for step in range(1, settings.n_rbf_steps + 1):
-        loss = 0.0
         for batch in torch.randperm(len(target), generator=stream).to(target.device).split(settings.batch_size):
             precision = basis[batch] @ weight + floor
             parameter.grad = basis[batch].T @ (0.5 * (target[batch] - 1 / precision))
@@ -358,7 +357,7 @@ def fit_rbf_by_adam(
 
 
 def _start_rbf(vae: VAE, train: Tensor, settings: TrainingSettings) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Give the decoder an RBF network; its weights, to be fitted in place, its basis at the codes, r^2 + delta^2, zeta."""
+    """Give the decoder an RBF network: its weights, to be fitted in place, basis at the codes, r^2 + delta^2, zeta."""
     if vae.training:
         raise ValueError("the model is in train mode; call vae.eval() first")
     device, decoder = _device_of(vae), vae.decoder
