@@ -450,19 +450,16 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
         description="Algorithm 1 on a shipped model. The same command goes on after an interruption.",
         epilog=f"What several machines have computed is put together by: {program} merge FOLDER ... --out FOLDER",
     )
-    models = [name for name in zoo.MODELS if name != "logistic_regression"]
+    models = ", ".join(name for name in zoo.MODELS if name != "logistic_regression")
     defaults = "; by default %(default)s"
     add = parser.add_argument
-    add("--model", required=True, choices=models, help="which shipped model")
+    add("--model", required=True, type=zoo.variant, metavar="MODEL", help=f"{models}; or such as published-t3-k8-c0.6")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the samples; shards may share it")
     add("--samples", type=int, default=1000, metavar="N", help="samples of all shards together" + defaults)
     add("--step-size", type=float, default=1.0, metavar="ALPHA", help="length of the straight lines" + defaults)
     add("--seed", type=int, default=0, help="of the samples" + defaults)
     add("--direction", choices=get_args(Direction), default="maximal", help="pairs: of test digits' codes" + defaults)
     add("--std", choices=("rbf", "constant"), help="variance model of a VAE; by default rbf")
-    add("--training", type=int, metavar="SEED", help="which training of published; by default 0")
-    add("--bandwidth", type=float, metavar="C", help="of the RBF network, among those that are shipped")
-    add("--n-centres", type=int, metavar="K", help="of the RBF network, among those that are shipped")
     add("--feature-map", choices=get_args(ClassifierOutput), help="output of the logistic regression; by default none")
     add("--n-control", type=int, default=SolverSettings.n_control, metavar="N", help="most control points" + defaults)
     add("--shard", type=_shard, metavar="I/N", help="compute part I of N")
@@ -475,10 +472,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
 def _study(args: argparse.Namespace) -> Study:
     """The study of a command line."""
     device = pick_device(args.device)
-    given = {"std": args.std, "seed": args.training, "bandwidth": args.bandwidth, "n_centres": args.n_centres}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    model: Any = zoo.load_model(args.model, device, **options)
-    generator = model.generator if args.model == "gan" else model.decoder
+    name, options = args.model
+    if name == "logistic_regression":
+        raise ValueError("the logistic regression generates nothing: it is a --feature-map")
+    options = options | ({} if args.std is None else {"std": args.std})
+    model: Any = zoo.load_model(name, device, **options)
+    generator = model.generator if name == "gan" else model.decoder
     feature_map = args.feature_map and zoo.load_model("logistic_regression", device, output=args.feature_map)
     return worst_case_improvement(
         PullbackMetric(generator, feature_map),
@@ -486,17 +485,17 @@ def _study(args: argparse.Namespace) -> Study:
         args.step_size,
         args.seed,
         direction=args.direction,
-        codes=zoo.load_codes(args.model, seed=args.training).z if args.direction == "pairs" else None,
+        codes=zoo.load_codes(name, seed=options.get("seed")).z if args.direction == "pairs" else None,
         settings=SolverSettings(n_control=args.n_control),
         device=device,
         folder=args.out,
         shard=args.shard,
         chunk_size=args.chunk_size,
         about={
-            "model": args.model,
-            "std": args.std or ("rbf" if args.model in (*zoo.VAES, "published") else None),
+            "model": name,
+            "std": "rbf" if name in (*zoo.VAES, "published") else None,
             "feature_map": args.feature_map,
-            **{name: value for name, value in options.items() if name != "std"},
+            **options,
         },
         progress=False if args.quiet else None,
     )

@@ -1,7 +1,8 @@
 """The shipped models and latent codes, ready for use."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args, overload
+from typing import Any, Literal, TypeAlias, cast, get_args, overload
 
 import torch
 from torch import Tensor
@@ -150,6 +151,36 @@ def load_model(
     if wanted != own:
         vae.decoder.std_net = restore_rbf(_shipped(f"{file}-rbf"), *wanted, own=own)
     return vae.to(pick_device(device))
+
+
+def variant(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of :func:`load_model` that a short name stands for, as it can be part of a file's name.
+
+    Parameters
+    ----------
+    text : str
+        Name of a model, then any of ``-t<seed>``, ``-k<n_centres>``, ``-c<bandwidth>`` and ``-constant``: training 3
+        of the published recipe with 8 centres and bandwidth 0.6 is ``"published-t3-k8-c0.6"``.
+
+    Returns
+    -------
+    (str, dict)
+        Such as ``("published", {"seed": 3, "n_centres": 8, "bandwidth": 0.6})``.
+
+    Raises
+    ------
+    ValueError
+        If it stands for nothing; whether there is such a model is left to :func:`load_model`.
+    """
+    found = re.fullmatch(r"(\w+?)(-t(?P<seed>\d+))?(-k(?P<k>\d+))?(-c(?P<c>[\d.]+))?(?P<constant>-constant)?", text)
+    if found is None:
+        raise ValueError(
+            f"expected a model's name and any of -t<seed>, -k<centres>, -c<bandwidth>, -constant: got {text!r}"
+        )
+    seed, k, c, constant = found.group("seed", "k", "c", "constant")
+    options = {"seed": seed and int(seed), "n_centres": k and int(k), "bandwidth": c and float(c)}
+    options |= {"std": "constant" if constant else None}
+    return found[1], {name: value for name, value in options.items() if value is not None}
 
 
 def load_codes(name: str, device: Device = "cpu", *, seed: int | None = None) -> Codes:
