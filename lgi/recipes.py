@@ -249,25 +249,13 @@ def fit_or_load_rbf(
         vae, tensors, evaluation = restore_vae(base).to(pick_device(device)), dict[str, Tensor](), {}
         for k, bandwidths in BANDWIDTHS[name].items():
             for c in bandwidths:
-                net, evaluation[rbf_key(k, c)] = fit_network(vae, recipe, (train, validation), k, c, on_record)
+                net, evaluation[rbf_key(k, c)] = fit_network(vae, recipe, (train, validation), (k, c), on_record)
                 tensors |= {f"{rbf_key(k, c)}.{part}": value for part, value in net.items()}
         return tensors, {"evaluation": evaluation}
 
     return artifacts.load_or_compute(
         f"{name}-rbf", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
     )
-
-
-def fit_network(
-    vae: VAE, recipe: Recipe, images: Images, n_centres: int, bandwidth: float, on_record: OnRecord | None = None
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Fit an RBF network to a trained VAE by its recipe, but for k and c; its tensors, its evaluation on images[1]."""
-    (train, validation, *_), settings = images, recipe.training
-    settings = replace(settings, n_centres=n_centres, bandwidth_factor=bandwidth)
-    fit = fit_rbf_by_adam if recipe.rbf_by_adam else fit_rbf_precision
-    _history("rbf", settings.n_rbf_steps, fit(vae, train.images, validation.images, settings), on_record)
-    evaluation = evaluate(vae, validation.images, n_samples=5).means()
-    return packed_rbf(cast(RBFPrecision, vae.decoder.std_net)), evaluation
 
 
 def _recipes() -> dict[str, Recipe | GANRecipe]:
@@ -305,6 +293,18 @@ def images_of(recipe: Recipe, images: Images) -> Images:
         scaled = least + (greatest - least) * part.images[keep]
         taken.append(replace(part, images=scaled, label=part.label[keep], index=part.index[keep]))
     return taken
+
+
+def fit_network(
+    vae: VAE, recipe: Recipe, images: Images, network: tuple[int, float], on_record: OnRecord | None = None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Fit an RBF network to a trained VAE by its recipe, but for k and c; its tensors, its evaluation on images[1]."""
+    (train, validation, *_), settings = images, recipe.training
+    settings = replace(settings, n_centres=network[0], bandwidth_factor=network[1])
+    fit = fit_rbf_by_adam if recipe.rbf_by_adam else fit_rbf_precision
+    _history("rbf", settings.n_rbf_steps, fit(vae, train.images, validation.images, settings), on_record)
+    evaluation = evaluate(vae, validation.images, n_samples=5).means()
+    return packed_rbf(cast(RBFPrecision, vae.decoder.std_net)), evaluation
 
 
 def _train_vae(
