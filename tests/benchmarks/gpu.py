@@ -176,30 +176,23 @@ def training(device: str, few: bool) -> Row:
 
 def profile(device: str, few: bool) -> Row:
     """How much of the time of a search is the GPU's own: the rest is launches, and waiting for values."""
-    ours = lgi.PullbackMetric(lgi.load_model("vae1", device).decoder)
-    found: Row = {}
-    for n in (4,) if few else (100, 1000):
-        start, end = torch.randn(2, n, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    ours, n = lgi.PullbackMetric(lgi.load_model("vae1", device).decoder), 4 if few else 1000
+    start, end = torch.randn(2, n, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    wall, _ = seconds(lambda: lgi.shorten(ours, start, end, QUIET), device)
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CUDA if device == "cuda" else kinds.CPU]) as seen:
         lgi.shorten(ours, start, end, QUIET)
-        begin = time.perf_counter()
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
-        with torch.profiler.profile(activities=activities) as seen:
-            lgi.shorten(ours, start, end, QUIET)
-        wall = time.perf_counter() - begin
-        events = seen.key_averages()
-        kernels = sum(e.self_device_time_total for e in events) / 1e6
-        own = {e.key: [e.count, round((e.self_device_time_total or e.self_cpu_time_total) / 1e3, 1)] for e in events}
-        found[str(n)] = {
-            "seconds with the profiler": round(wall, 2),
-            "seconds of kernels": round(kernels, 3),
-            "launches": sum(e.count for e in events if "LaunchKernel" in e.key),
-            "copies to the host": sum(e.count for e in events if "Memcpy DtoH" in e.key),
-            "copies to the device": sum(e.count for e in events if "Memcpy HtoD" in e.key),
-            "synchronisations": sum(e.count for e in events if "Synchronize" in e.key),
-            "calls and milliseconds": dict(sorted(own.items(), key=lambda item: -item[1][1])[:12]),
-        }
-    return found
+    events = seen.key_averages()
+    own = {e.key[:90]: [e.count, round((e.self_device_time_total or e.self_cpu_time_total) / 1e3, 1)] for e in events}
+    return {
+        "pairs": n,
+        "seconds": round(wall, 3),
+        "seconds of kernels": round(sum(e.self_device_time_total for e in events) / 1e6, 3),
+        "launches": sum(e.count for e in events if "Launch" in e.key),
+        "copies": {way: sum(e.count for e in events if f"Memcpy {way}" in e.key) for way in ("DtoH", "HtoD", "DtoD")},
+        "synchronisations": sum(e.count for e in events if "Synchronize" in e.key),
+        "calls and milliseconds": dict(sorted(own.items(), key=lambda item: -item[1][1])[:15]),
+    }
 
 
 PARTS = {f.__name__: f for f in (metric, algorithm_1, hard, large, training, profile)}
