@@ -1,9 +1,10 @@
 """Training loops as generators that yield one record a step; `lgi.recipes` has what is trained with them."""
 
+import copy
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -237,28 +238,35 @@ def train_vae(
     device, std_net = _device_of(vae), getattr(vae.decoder, "std_net", None)
     if isinstance(std_net, RBFPrecision):
         raise ValueError("the decoder already has an RBF precision network; train a fresh VAE, then fit the network")
-    fused = device.type == "cuda"  # many small steps: the GPU would wait for their launches
-    optimizer = Adam(vae.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(settings.learning_rate, device=device) if on_gpu else settings.learning_rate
+    flags: dict[str, Any] = {"fused": on_gpu, "capturable": on_gpu}
+    optimizer = Adam(vae.parameters(), lr=rate, weight_decay=settings.weight_decay, **flags)
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
     run = _Run(vae, [optimizer], identity, checkpoint)
+    optimizer.param_groups[0].update(lr=rate, **flags)  # of the checkpoint's machine they may be others
     train = train.to(device)
+
+    def step(x: Tensor, noise: Tensor) -> Tensor:
+        terms = elbo_terms(vae, x, noise)
+        _descend(optimizer, -terms.elbo.mean())
+        return torch.stack([part.detach().mean() for part in (terms.elbo, terms.log_likelihood, terms.kl)])
+
+    take = _Replayed(step, vae, optimizer) if on_gpu else step
     yield from run.history
     for epoch in range(len(run.history), settings.epochs):
         start = time.perf_counter()
         vae.train()
         stream = stream_of(settings.seed, epoch)
         # On the device and read once an epoch: reading waits for all that was launched.
-        sums = dict.fromkeys(("elbo", "log_likelihood", "kl"), torch.zeros((), dtype=torch.float64, device=device))
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         for batch, progress in _batches(len(train), settings, epoch, stream):
-            optimizer.param_groups[0]["lr"] = settings.rate(progress)
+            _set_rate(optimizer, settings.rate(progress))
             noise = torch.randn(settings.n_draws, len(batch), vae.decoder.latent_dim, generator=stream)
-            terms = elbo_terms(vae, train[batch.to(device)], noise.to(device))
-            _descend(optimizer, -terms.elbo.mean())
-            for name in sums:
-                sums[name] = sums[name] + getattr(terms, name).detach().mean().double() * len(batch) / len(train)
+            sums += take(train[batch.to(device)], noise.to(device)).double() * (len(batch) / len(train))
         vae.eval()
         record = {"epoch": float(epoch + 1), "seconds": time.perf_counter() - start}
-        record |= {f"train_{name}": value.item() for name, value in sums.items()}
+        record |= dict(zip(("train_elbo", "train_log_likelihood", "train_kl"), sums.tolist(), strict=True))
         record |= evaluate(vae, held_out).means()
         if isinstance(std_net, ConstantStd):
             record["std"] = std_net.log_std.exp().item()
@@ -477,6 +485,56 @@ def _discriminator_losses(gan: GAN, x: Tensor, z: Tensor, *, penalised: bool) ->
         return loss, torch.zeros_like(loss)
     (slope,) = torch.autograd.grad(logit.sum(), x, create_graph=True)
     return loss, slope.square().flatten(1).sum(1).mean()
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    group = optimizer.param_groups[0]
+    group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+
+
+class _Replayed:
+    """A step of training that a GPU records once, as a CUDA graph, and repeats.
+
+    A step of a small model has hundreds of small kernels, which take less time than to launch them one by one. Batches
+    of another size than the first are computed as they come.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.step, self.model, self.optimizer = step, model, optimizer
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graph is None:
+            self._record(inputs)
+        assert self.graph is not None
+        if any(x.shape != kept.shape for x, kept in zip(inputs, self.inputs, strict=True)):
+            return self.step(*inputs)
+        for x, kept in zip(inputs, self.inputs, strict=True):
+            kept.copy_(x)
+        self.graph.replay()
+        return self.result
+
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [x.clone() for x in inputs]
+        weights = copy.deepcopy(self.model.state_dict())
+        known = {p: {name: x.clone() for name, x in of_p.items()} for p, of_p in self.optimizer.state.items()}
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            # Libraries choose their kernels, and the optimiser makes its state, before it is recorded.
+            for _ in range(3):
+                self.step(*self.inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        # As if these steps had not been.
+        self.model.load_state_dict(weights)
+        for p, of_p in self.optimizer.state.items():
+            for name, x in of_p.items():
+                x.copy_(known[p][name] if p in known else torch.zeros_like(x))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = self.step(*self.inputs)
+        self.graph = graph
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -197,6 +197,25 @@ def test_shipped_logistic_regression():
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("vae1", "vae1", {}),
+        ("vae2-c0.8", "vae2", {"bandwidth": 0.8}),
+        ("published-t3-k8-c0.6", "published", {"seed": 3, "n_centres": 8, "bandwidth": 0.6}),
+        ("published-t0-constant", "published", {"seed": 0, "std": "constant"}),
+    ],
+)
+def test_short_names_of_variants(text, name, options):
+    assert zoo.variant(text) == (name, options)
+
+
+@pytest.mark.parametrize("text", ["", "published-", "published-x3", "published-c0.6-t3"])
+def test_names_of_no_variant(text):
+    with pytest.raises(ValueError, match="-c<bandwidth>"):
+        zoo.variant(text)
+
+
+@pytest.mark.parametrize(
     ("load", "arguments", "message"),
     [
         (lgi.load_model, {"name": "vae9"}, "vae1"),
