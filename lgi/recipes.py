@@ -323,8 +323,9 @@ def _train_vae(
     gaussian = isinstance(vae.decoder, Decoder)
     evaluation = evaluate(vae, test.images, n_samples=10).means("constant_" if gaussian else "")
     if gaussian:
-        vae.decoder.std_net = pixelwise_std(vae, train.images, settings)
-        evaluation |= evaluate(vae, test.images, n_samples=10).means("pixelwise_")
+        if settings.dither_std:  # else pixels that are always black have no best standard deviation
+            vae.decoder.std_net = pixelwise_std(vae, train.images, settings)
+            evaluation |= evaluate(vae, test.images, n_samples=10).means("pixelwise_")
         fit = fit_rbf_by_adam if recipe.rbf_by_adam else fit_rbf_precision
         records = fit(vae, train.images, validation.images, settings)
         rbf_history = _history("rbf", settings.n_rbf_steps, records, on_record)
