@@ -320,8 +320,8 @@ class _Sampler:
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
         # Where the study's own samples are, a metric that is another one only here or there shows.
         n, seed = self.study_settings["n_samples"], self.study_settings["seed"]
-        own, steps, _ = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)
-        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), (own, steps))]
+        own = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)[:2]
+        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), own)]
         return fingerprint(self.metric, *at, codes=self.codes)
 
     def place(self, z: Tensor) -> Tensor:
@@ -423,8 +423,8 @@ class _Sampler:
     def _columns(
         self, samples: Sequence[int], start: Tensor, end: Tensor, rows: dict[str, Tensor], measured: dict[str, Tensor]
     ) -> Table:
-        index, settings = torch.tensor(samples), self.study_settings
-        return Study(index=index, start=start.cpu(), end=end.cpu(), **measured, **rows, settings=settings).columns
+        known = {"index": torch.tensor(samples), "start": start.cpu(), "end": end.cpu()} | measured | rows
+        return Study(**known, settings=self.study_settings).columns
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -431,6 +431,8 @@ def _computed(
             table, seconds, piece = _kept(file)
             advance(_n_rows(table))
             while (done := _n_rows(table)) < len(samples):
+                if parallel and folder is None:  # where nothing is kept, pieces would only cost time
+                    usual = len(samples)
                 usual = usual or piece or _measured_piece(compute, samples, parallel=parallel)
                 piece = piece or usual
                 begin = time.perf_counter()

@@ -97,6 +97,8 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
             waits[_blame()] += len(masks)
     elif name == "resize_":
         raise NotImplementedError("a wrapper cannot be resized: make the tensor in another way")
+    elif name == "_linalg_eigh":
+        raise RuntimeError("cuSOLVER gives up on some matrices: lgi.metric.batching.eigh")
     if "device" in kwargs:
         flat, spec = pytree.tree_flatten((args, kwargs | {"device": torch.device("cpu")}))
         if name == "_to_copy" and not there:
