@@ -12,6 +12,7 @@ import pytest
 import torch
 from generators.families import Authors, autoencoder_of_diffusers
 from generators.zoo import REFUSED, WORKS, Case
+from packaging.version import Version
 from test_metric_memory import peak_growth
 from torch import Tensor, nn
 
@@ -70,6 +71,8 @@ def by_differences(generator: Any, z: Tensor, feature_map: Any = None) -> Tensor
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("case", WORKS, ids=lambda case: case.name)
 def test_what_works(case: Case) -> None:
+    if Version(torch.__version__) < Version(case.since):
+        pytest.skip(f"torch has the derivatives since {case.since}, or somewhat earlier")
     (generator, model), z = case.made(case.dtype), case.points(6)
     before, points = state(model), z.to(case.dtype)
     copied = _copied(model)

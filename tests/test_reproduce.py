@@ -185,8 +185,8 @@ def test_what_an_earlier_run_left_stays_and_is_not_shown_as_this_ones(series, ca
         assert (folder / "unfinished" / "default" / "02_b.ipynb").exists()
     series.write("02_b", "1")
     assert series.run() == 0
-    assert sorted(path.name for path in folder.iterdir()) == [
-        ".lock", "01_a.ipynb", "02_b.ipynb", "03_c.ipynb", "results", "summary.json"
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
+        "01_a.ipynb", "02_b.ipynb", "03_c.ipynb", "results", "summary.json"
     ]  # fmt: skip
     # Notebooks that record nothing now have no results.
     assert [path.name for path in folder.glob("results/*")] == ["01_a.json"]
@@ -237,8 +237,8 @@ def test_one_writer_at_a_time(series, capsys):
         assert series.run() == 2
     assert "another process is writing into" in capsys.readouterr().err
     assert not (folder / "01_a.ipynb").exists()
-    # The lock of a process that is gone does not count.
-    assert (folder / ".lock").exists() or sys.platform == "win32"
+    # The lock of a process that is gone does not count; some versions of filelock delete it, some do not.
+    (folder / ".lock").touch()
     assert series.run() == 0
 
 

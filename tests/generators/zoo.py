@@ -25,6 +25,7 @@ class Case:
     place: Callable[[Tensor], Tensor] = lambda z: z  # normal numbers to points
     dtype: torch.dtype = torch.float32
     refusal: str | None = None  # what the error says, where it is refused
+    since: str = "2.5"  # the torch that has the derivatives
 
     @property
     def name(self) -> str:
@@ -184,7 +185,7 @@ def bicubic_and_reflection() -> Any:
     return Then(forward, net=mlp(n=16))
 
 
-@works()
+@works(since="2.15")
 def grid_sample() -> Any:
     def forward(self: Any, z: Tensor) -> Tensor:
         theta = torch.stack([z.cos(), z.sin()], dim=1)
@@ -447,7 +448,7 @@ def gradient_of_an_energy() -> Any:
     return Then(forward, first=nn.Linear(2, 8), energy=mlp(8, 3))
 
 
-@works()
+@works(since="2.9")
 def distances_to_centres() -> Any:
     model = Then(lambda self, z: self.net((-torch.cdist(z, self.centres)).exp()), net=mlp(4))
     model.register_buffer("centres", 3 * torch.randn(4, 2))
