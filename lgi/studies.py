@@ -330,7 +330,7 @@ def samples_of(number: int, settings: Mapping[str, Any]) -> range:
 
 def run(
     settings: dict[str, Any],
-    compute: Callable[[Sequence[int]], Table],
+    compute: Callable[..., Table],
     folder: Path | None,
     *,
     shard: tuple[int, int] = (1, 1),
@@ -344,15 +344,16 @@ def run(
     on what it is computed with, the size of the pieces is measured once and kept in the headers. Whenever this is
     killed, the same call goes on, and ends with the same samples. Shards may share a folder, whose samples are then
     those of all of them. No sample is ever deleted: a damaged file, or one that holds other samples than its number
-    says, is renamed and its samples are computed again. Before it goes on, one of the stored samples is computed again
-    and compared.
+    says, is renamed and its samples are computed again. Before it goes on, the line of one of the stored samples is
+    measured again and compared.
 
     Parameters
     ----------
     settings : dict
         Everything that determines the study.
     compute : callable
-        Takes the numbers of some samples of a chunk and returns their table.
+        Takes the numbers of some samples of a chunk and returns their table; with ends (n, d) after them, that of the
+        lines that lead there.
     folder : pathlib.Path, optional
         Where to keep the study; by default nowhere.
     shard : (int, int), optional
