@@ -217,6 +217,7 @@ def worst_case_improvement(
             sampler.table,
             None if folder is None else Path(folder),
             shard=_checked_shard((1, 1) if shard is None else shard, len(chunks_of(study_settings))),
+            parallel=sampler.device.type != "cpu",
             progress=progress,
         )
     if study.warning:

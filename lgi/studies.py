@@ -43,6 +43,8 @@ _ENOUGH = 0.95
 # Seconds between two writes of a long study: a third of what they may be, because samples take unequally long. And
 # seconds of samples that are computed only to learn how long they take.
 _SECONDS, _LEARNT = 10.0, 0.3
+# Samples that a GPU is asked for at once to learn that.
+_SOME = 32
 _RESAMPLES = 2000
 
 
@@ -334,6 +336,7 @@ def run(
     folder: Path | None,
     *,
     shard: tuple[int, int] = (1, 1),
+    parallel: bool = False,
     progress: bool | None,
 ) -> Study:
     """Compute a study chunk by chunk; with a folder, go on with what is there.
@@ -358,6 +361,8 @@ def run(
         Where to keep the study; by default nowhere.
     shard : (int, int), optional
         Compute only the chunks of part i of n, counted from 1.
+    parallel : bool
+        Whether a few samples take as long as one, as on a GPU.
     progress : bool, optional
         Whether to show a progress bar; by default if the output is a terminal.
 
@@ -382,7 +387,7 @@ def run(
     settings = json.loads(json.dumps(settings, sort_keys=True))
     numbers = chunks_of(settings, shard)
     if folder is None:
-        table = _computed(settings, compute, numbers, progress=progress)
+        table = _computed(settings, compute, numbers, parallel=parallel, progress=progress)
         return _put_together([("what was computed", settings, table)])
     held = _to_go_on_from(folder, settings)
     settings = held[0][1] if held else settings  # which may differ in rounding
@@ -394,7 +399,7 @@ def run(
             parts = [table for _, _, table in held]
             known = (table for table in parts if bool(table["straight_length"].isfinite().any()))
             _refuse(folder, one_computed_again(next(known, parts[0]), compute))
-        _computed(settings, compute, numbers, progress=progress, folder=folder, there=there)
+        _computed(settings, compute, numbers, parallel=parallel, progress=progress, folder=folder, there=there)
     found = load_study(folder)
     _refuse_another(folder, found.settings, settings)
     return found
@@ -405,6 +410,7 @@ def _computed(
     compute: Callable[[Sequence[int]], Table],
     numbers: range,
     *,
+    parallel: bool,
     progress: bool | None,
     folder: Path | None = None,
     there: Collection[int] = (),
@@ -426,7 +432,7 @@ def _computed(
             table, seconds, piece = _kept(file)
             advance(_n_rows(table))
             while (done := _n_rows(table)) < len(samples):
-                usual = usual or piece or _measured_piece(compute, samples)
+                usual = usual or piece or _measured_piece(compute, samples, parallel=parallel)
                 piece = piece or usual
                 begin = time.perf_counter()
                 table = joined([table, compute(samples[done : done + piece])])
@@ -447,16 +453,23 @@ def _computed(
     return joined(tables) if tables else {}
 
 
-def _measured_piece(compute: Callable[[Sequence[int]], Table], samples: range) -> int:
+def _measured_piece(compute: Callable[[Sequence[int]], Table], samples: range, *, parallel: bool) -> int:
     """Samples to compute at a time: all of a chunk, or a fourth, a sixteenth, ... for about ten seconds.
 
-    Rough steps, so that the same study comes to the same number again.
+    Rough steps, so that the same study comes to the same number again. In ``parallel``, what counts is how much longer
+    some take than one: that one pays for the start of a GPU, and for a search that must be made for any number.
     """
-    n, size = 1, len(samples)
-    while True:
+
+    def measured(n: int) -> float:
         begin = time.perf_counter()
         compute(samples[:n])
-        seconds = time.perf_counter() - begin
+        return time.perf_counter() - begin
+
+    n, size, alone = 1, len(samples), 0.0
+    if parallel:
+        n, alone = min(_SOME, size), measured(1)
+    while True:
+        seconds = max(0.0, measured(n) - alone)
         if seconds > _LEARNT or seconds * size <= _SECONDS * n or n == size:
             break
         n = min(8 * n, size)

@@ -56,7 +56,9 @@ def quick_solver(monkeypatch):
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
-    monkeypatch.setattr(studies, "_measured_piece", lambda compute, samples: len(samples))  # else one more call
+    monkeypatch.setattr(
+        studies, "_measured_piece", lambda compute, samples, parallel: len(samples)
+    )  # else one more call
 
 
 def run(folder=None, n=50, metric=METRIC, **options):
@@ -413,6 +415,20 @@ def test_a_chunk_is_written_every_ten_seconds_or_sample(tmp_path, slow_solver, s
         50 * seconds
     )
     same(found, run(n=100, chunk_size=50))
+
+
+@pytest.mark.parametrize(
+    ("alone", "each", "parallel", "piece"), [(3, 0.001, True, 500), (3, 0.2, True, 32), (3, 0.001, False, 2)]
+)
+def test_pieces_on_a_gpu_go_by_what_more_samples_add(monkeypatch, alone, each, parallel, piece):
+    """There a search takes as long for one sample as for hundreds, and its start is no sample's."""
+    now = [0.0]
+    monkeypatch.setattr(studies.time, "perf_counter", lambda: now[0])
+
+    def compute(samples):
+        now[0] += alone + each * len(samples)
+
+    assert MEASURED_PIECE(compute, range(500), parallel=parallel) == piece
 
 
 def test_pieces_are_gone_on_with_as_they_were_begun(tmp_path, slow_solver, monkeypatch):

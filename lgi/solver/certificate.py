@@ -14,7 +14,7 @@ from lgi.metric import Curve, Metric
 from lgi.metric.base import check_metric
 from lgi.metric.lengths import Polyline
 from lgi.solver.energy import Basis, Energy, Sample, free
-from lgi.solver.grid import Grid, interpolation
+from lgi.solver.grid import Grid, constant, interpolation
 from lgi.solver.refinement import Level
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm, relative_eigh
@@ -291,7 +291,7 @@ def projected_gradient(energy: Energy, level: Level, points: Tensor, sample: Sam
 
     The norm is that of the metric at ``points`` (c, n, d) on the curves, at the nodes of the level's weighing grid.
     """
-    I = interpolation(level.weighing, level.grid, linearly=True).to(energy.device)
+    I = constant(interpolation(level.weighing, level.grid, linearly=True), energy.device)
     M = torch.einsum("pk,ckab->cpab", I, energy.tensor(points))
     norm = Norm.of(energy.norm(level.grid, energy.basis(level.grid, level.knots), M))
     gradient = sample.gradient(energy.basis(level.measuring, level.knots))

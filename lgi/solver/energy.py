@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lgi.metric import Metric
-from lgi.solver.grid import Grid, interpolation, whole
+from lgi.solver.grid import Grid, constant, interpolation, whole
 from lgi.solver.rows import Rows
 from lgi.spline import basis as spline_basis
 
@@ -51,7 +51,7 @@ class Curvature(Rows):
         found = Curvature()
         for name, x in vars(self).items():
             if x is not None:
-                I = interpolation(source, target, linearly=name.startswith("rest")).to(x.device)
+                I = constant(interpolation(source, target, linearly=name.startswith("rest")), x.device)
                 all_pairs = x.ndim == 5
                 moved = (
                     torch.einsum("pk,ckalb,ql->cpaqb", I, x, I) if all_pairs else torch.einsum("pk,ckab->cpab", I, x)
@@ -140,7 +140,7 @@ class EmbeddedEnergy:
 
     def sample(self, grid: Grid, z: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Derivatives]:
         """Squared speed (c, q), energies of its two highest modes, its noise, and derivatives."""
-        w = grid.weights.to(z)
+        w = constant(grid.weights, z)
         found = Derivatives()
         # Differences to the first value lose less to rounding, and are 0 where the generator is constant.
         with torch.set_grad_enabled(order == 1):
@@ -151,12 +151,12 @@ class EmbeddedEnergy:
                 (gradient,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), leaf)
                 change, found.z_gradient = change.detach(), gradient.double()
         if columns is not None:
-            force = 2 * (whole(grid).to(change).T @ (w[:, None] * change))
+            force = 2 * (constant(whole(grid), change).T @ (w[:, None] * change))
             gradient = (columns @ force[..., None])[..., 0]
             flat = columns.flatten(1, 2)
             found.z_gradient = gradient.double()
             gram = (flat @ flat.mT).double().unflatten(2, z.shape[1:]).unflatten(1, z.shape[1:])
-            bend = self._bend(z, force, gradient) / grid.nodal_weights.to(z.device)[:, None, None]
+            bend = self._bend(z, force, gradient) / constant(grid.nodal_weights, z.device)[:, None, None]
             found.curvature = Curvature(gram, bend)
         highest, below = (x.double() for x in grid.highest(change))
         noise = _ROUNDING * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(h[:, 0].detach(), dim=-1).double()
@@ -175,9 +175,9 @@ class EmbeddedEnergy:
 
     def hessian(self, grid: Grid, points: Tensor, curvature: Curvature) -> Tensor:
         """Second derivatives (c, f, f): the Gauss-Newton matrix, of ``integral of |d(J eta) / dt|^2``, and the bend."""
-        D = whole(grid)
-        stiffness = (D.T @ (grid.weights[:, None] * D)).to(points.device)
-        mass = grid.nodal_weights.to(points.device)[:, None, None] * points[:, :, None] * points[:, None, :]
+        D, weights, nodal = (constant(x, points.device) for x in (whole(grid), grid.weights, grid.nodal_weights))
+        stiffness = D.T @ (weights[:, None] * D)
+        mass = nodal[:, None, None] * points[:, :, None] * points[:, None, :]
         half = torch.einsum("ckalb,kl,lj->ckajb", curvature.gram, stiffness, points)
         gauss_newton = 2 * torch.einsum("ckajb,ki->ciajb", half, points)
         result = gauss_newton + torch.einsum("kij,ckab->ciajb", mass, curvature.bend)
@@ -204,7 +204,7 @@ class SpeedEnergy:
         found = Derivatives()
         if order == 0:
             return evenly(self.metric.squared_speed, z, v).double(), found
-        nodal = grid.nodal_weights.to(z.device)[:, None]
+        nodal = constant(grid.nodal_weights, z.device)[:, None]
         s, dz, dv = evenly(self.metric.squared_speed_and_gradient, z.detach(), v)
         found.z_gradient, found.v_gradient = nodal * dz.double(), nodal * dv.double()
         if order == 2:
@@ -221,7 +221,7 @@ class SpeedEnergy:
         assert curvature.rest_bend is not None
         d = curvature.rest_bend.shape[-1]
         by_points, mixed = curvature.rest_bend[:, :, :d], curvature.rest_bend[:, :, d:]
-        weights = grid.nodal_weights.to(points.device)[:, None, None]
+        weights = constant(grid.nodal_weights, points.device)[:, None, None]
         mass = weights * points[:, :, None] * points[:, None, :]
         cross = weights * velocities[:, :, None] * points[:, None, :]
         half = torch.einsum("kij,ckab->ciajb", cross, mixed).flatten(3, 4).flatten(1, 2)
@@ -255,7 +255,7 @@ class Energy:
         changes: list[Tensor] = []
         found = torch.zeros(len(control), dtype=torch.bool, device=self.device)
         for halvings in range(_KINK_HALVINGS):
-            B = torch.stack([spline_basis(knots, row) for row in t]).to(self.device)
+            B = spline_basis(knots, t.flatten()).to(self.device).unflatten(0, t.shape)
             h = evenly(self.embedded.metric.embed, (B @ control).to(self.dtype)).double()
             dt = (t[:, 1] - t[:, 0]).to(self.device)
             change = torch.linalg.vector_norm(h[:, 2:] - 2 * h[:, 1:-1] + h[:, :-2], dim=-1) / dt[:, None]
@@ -273,7 +273,7 @@ class Energy:
 
     def basis(self, grid: Grid, knots: Tensor) -> Basis:
         """Of splines with some knots."""
-        return spline_basis(knots, grid.t).to(self.device), spline_basis(knots, grid.t, 1).to(self.device)
+        return constant(spline_basis(knots, grid.t), self.device), constant(spline_basis(knots, grid.t, 1), self.device)
 
     def cost(self, grid: Grid, order: int) -> float:
         """Of a curve's sample, in decoder rows."""
@@ -311,7 +311,7 @@ class Energy:
 
     def _sample(self, grid: Grid, z: Tensor, v: Tensor, order: int) -> Sample:
         z, v = z.to(self.dtype), v.to(self.dtype)
-        weights = grid.weights.to(self.device)
+        weights = constant(grid.weights, self.device)
         s = weights.new_zeros(len(z), len(weights))
         tail = length_tail = noise = s[:, 0]
         found = Derivatives()
@@ -319,7 +319,7 @@ class Energy:
             s, highest, below, noise, found = self.embedded.sample(grid, z, order)
         if self.rest is not None:
             r, of_rest = self.rest.sample(grid, z, v, order)
-            s = s + r[:, grid.node.to(self.device)]
+            s = s + r[:, constant(grid.node, self.device)]
             found = _added(of_rest, found)
         energy = s @ weights
         if self.embedded is not None:
@@ -330,7 +330,7 @@ class Energy:
             oscillation = highest + below
             element = (s.clamp_min(0) * weights).unflatten(1, (highest.shape[1], -1)).sum(-1)
             share = oscillation / (element.sqrt() + oscillation.sqrt()).clamp_min(tiny)
-            length_tail = share @ grid.width.to(self.device).sqrt()
+            length_tail = share @ constant(grid.width, self.device).sqrt()
             # As for an oscillation, of the derivative that rounded values have.
             noise = noise.square() / (energy.clamp_min(0).sqrt() + noise).clamp_min(tiny)
         length = s.clamp_min(0).sqrt() @ weights
@@ -351,7 +351,7 @@ class Energy:
     def norm(self, grid: Grid, basis: Basis, M: Tensor) -> Tensor:
         """``integral of B'_i M B'_j dt`` (c, f, f) with the metric (c, n, d, d) at the nodes."""
         dB = free(basis)[1]
-        scaled = grid.nodal_weights.to(self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
+        scaled = constant(grid.nodal_weights, self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
         return torch.einsum("kij,ckab->ciajb", scaled, M).flatten(3, 4).flatten(1, 2)
 
     def length_gradient(self, grid: Grid, sample: Sample, velocity: Tensor, M: Tensor) -> Sample:
@@ -366,14 +366,16 @@ class Energy:
         tiny = torch.finfo(z_gradient.dtype).tiny
         if self.embedded is None:
             assert v_gradient is not None
-            weights = grid.weights.to(self.device)[:, None]
+            weights = constant(grid.weights, self.device)[:, None]
             squared_speed = (velocity * v_gradient).sum(-1, keepdim=True) / (2 * weights)
             scale = sample.length[:, None, None] / squared_speed.clamp_min(tiny).sqrt()
             return replace(sample, z_gradient=scale * z_gradient, v_gradient=scale * v_gradient)
         if v_gradient is not None:
             # By parts: all that pulls at the points.
-            share = (grid.weights / grid.nodal_weights[grid.node])[:, None].to(self.device)
-            z_gradient = z_gradient + whole(grid).T.to(self.device) @ (share * v_gradient[:, grid.node])
+            weights, nodal, node, D = (
+                constant(x, self.device) for x in (grid.weights, grid.nodal_weights, grid.node, whole(grid))
+            )
+            z_gradient = z_gradient + D.T @ ((weights / nodal[node])[:, None] * v_gradient[:, node])
         covector = (M @ velocity[..., None])[..., 0]
         squared_speed = (velocity * covector).sum(-1, keepdim=True).clamp_min(tiny)
         z_gradient = z_gradient - covector * ((velocity * z_gradient).sum(-1, keepdim=True) / squared_speed)

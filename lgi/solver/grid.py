@@ -41,10 +41,10 @@ class Grid:
         """Derivatives (c, q, m) of the curves through values (c, n, m)."""
         assert self.difference is not None
         if len(self.t) <= _DENSE:
-            return whole(self).to(values) @ values
+            return constant(whole(self), values) @ values
         elements = values.unfold(1, self.degree + 1, self.degree)
-        scale = 2 / self.width[:, None, None].to(values)
-        return (elements @ self.difference.T.to(values) * scale).mT.flatten(1, 2)
+        scale = 2 / constant(self.width, values)[:, None, None]
+        return (elements @ constant(self.difference, values).T * scale).mT.flatten(1, 2)
 
     @cached_property
     def amplification(self) -> float:
@@ -57,9 +57,21 @@ class Grid:
         """Energies (c, n_elements) in the highest mode and in the one below it, of derivatives (c, q, m)."""
         assert self.top is not None
         elements = derivatives.unflatten(1, (len(self.width), -1))
-        amplitude = torch.einsum("kq,ceqm->kcem", self.top.to(derivatives), elements)
-        highest, below = amplitude.square().sum(-1) * self.width.to(derivatives)
+        amplitude = torch.einsum("kq,ceqm->kcem", constant(self.top, derivatives), elements)
+        highest, below = amplitude.square().sum(-1) * constant(self.width, derivatives)
         return highest / (2 * self.degree - 1), below / (2 * self.degree - 3)
+
+
+def constant(x: Tensor, like: Tensor | torch.device) -> Tensor:
+    """A tensor on the CPU that never changes, on a device, or in the dtype too of another tensor; sent there once."""
+    device, dtype = (like.device, like.dtype) if isinstance(like, Tensor) else (like, x.dtype)
+    return x if (device, dtype) == (x.device, x.dtype) else _sent(x, device, dtype)
+
+
+# Tensors are told apart by identity, which serves here: those of grids and bases are made once themselves.
+@lru_cache(maxsize=512)
+def _sent(x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return x.to(device, dtype)
 
 
 @lru_cache(maxsize=128)

@@ -42,6 +42,13 @@ class Status(IntEnum):
 
 CERTIFIED = (Status.CONVERGED, Status.REFINABLE, Status.COINCIDENT)
 UNCERTAIN = (Status.COARSE, Status.EXHAUSTED)
+
+
+def among(status: Tensor, which: Sequence[Status]) -> Tensor:
+    """Whether statuses (c,) are some of these; `torch.isin` would have to send them to a GPU each time."""
+    return torch.stack([status == one for one in which]).any(0)
+
+
 MESSAGES = {
     Status.CONVERGED: "converged",
     Status.REFINABLE: "converged with as many control points as allowed; more would shorten the curve further: raise "
@@ -323,7 +330,7 @@ class Found(Rows):
         return ShortenResult(
             curve=CubicBSpline(real(control), knots),
             improvement=real(torch.where(self.straight_length > 0, improvement, 0)),
-            converged=shaped(torch.isin(self.status, self.status.new_tensor(CERTIFIED))),
+            converged=shaped(among(self.status, CERTIFIED)),
             refinement_gain=real(self.promise),
             speed_variation=real((1 / ratio - 1).sqrt()),
             length_squared_over_energy=real(ratio),

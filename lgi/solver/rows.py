@@ -7,6 +7,12 @@ from copy import copy
 from typing import Any, Self
 
 import torch
+from torch import Tensor
+
+
+def located(chosen: Any) -> Any:
+    """Rows (l,) of a mask (c,): a GPU must be waited for once, and not at each use of the mask."""
+    return chosen.nonzero()[:, 0] if isinstance(chosen, Tensor) and chosen.dtype == torch.bool else chosen
 
 
 class Rows:
@@ -14,13 +20,14 @@ class Rows:
 
     def __getitem__(self, chosen: Any) -> Self:
         """Record of the curves that a tensor would be indexed by."""
-        part = copy(self)
+        part, chosen = copy(self), located(chosen)
         for name, x in vars(self).items():
             setattr(part, name, None if x is None else x[chosen])
         return part
 
     def __setitem__(self, chosen: Any, other: Rows) -> None:
         """Replace what ``other`` knows of some curves."""
+        chosen = located(chosen)
         for name, x in vars(other).items():
             if x is not None:
                 getattr(self, name)[chosen] = x

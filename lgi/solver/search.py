@@ -14,7 +14,8 @@ from lgi.solver.energy import Energy, Sample
 from lgi.solver.methods import METHODS
 from lgi.solver.methods.base import Group, Method, Stage, Steps
 from lgi.solver.refinement import Level, Levels, prolongation
-from lgi.solver.result import CERTIFIED, UNCERTAIN, Found, Status
+from lgi.solver.result import CERTIFIED, UNCERTAIN, Found, Status, among
+from lgi.solver.rows import located
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import line
 from lgi.solver.verdict import Verdict
@@ -85,27 +86,31 @@ class Search:
         method = self.method(stage)
         live = torch.arange(len(index), device=index.device)
         while True:
-            live = method.going(stage, live)
             # Where derivatives jump, steps never keep their promise: the search ends when it gains no more.
-            live = live[(self.found.smooth[index[live]] != 0) | (stage.gained[live] > self.settings.length_tolerance)]
+            hopeful = (self.found.smooth[index[live]] != 0) | (stage.gained[live] > self.settings.length_tolerance)
+            live = live[method.going(stage, live) & hopeful & self._can_go_on(index[live])]
             if len(live) == 0:
                 break
-            stale = method.stale(live)
-            self.verdict.renew(stage, method, stale[self.verdict.is_smooth(level, index[stale], group.control[stale])])
+            stale = live[method.stale(live)]
+            if len(stale):
+                smooth = self.verdict.is_smooth(level, index[stale], group.control[stale])
+                self.verdict.renew(stage, method, stale[smooth])
             live = self._iterate(stage, method, live)
         group.learnt = method.learnt()
         return self._conclude(number, stage, method)
 
+    def _can_go_on(self, index: Tensor) -> Tensor:
+        return self.found.n_iterations[index] < self.settings.n_iterations
+
     def _iterate(self, stage: Stage, steps: Steps, live: Tensor) -> Tensor:
         """Try one step of the curves ``live``; return those for which another may make sense."""
         index, noise = stage.group.index, 4 * torch.finfo(self.energy.dtype).eps
-        live = live[self.found.n_iterations[index[live]] < self.settings.n_iterations]
         step, promised = steps.propose(live, stage.gradient[live])
         energy = stage.sample.energy[live]
-        hopeful = promised > 1e-3 * noise * energy
+        hopeful = located(promised > 1e-3 * noise * energy)
+        if len(hopeful) == 0:
+            return hopeful
         live, step, promised, energy = live[hopeful], step[hopeful], promised[hopeful], energy[hopeful]
-        if len(live) == 0:
-            return live
         trial = stage.group.control[live]
         trial[:, 1:-1] += step.unflatten(1, (-1, self.energy.d))
         trial = self.energy.rounded(trial)
@@ -116,7 +121,7 @@ class Search:
         better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)
         # Nothing is known of a generator so far away, where its values may even be rounding.
         far = (trial - trial[:, :1]).abs().amax((1, 2)) > _FAR * (trial[:, -1] - trial[:, 0]).abs().amax(-1)
-        better &= ~far
+        better = located(better & ~far)
         quality = torch.where(far, -torch.inf, (energy - tried.energy) / promised)
         steps.learn(live, step, gradient - stage.gradient[live], quality)
         won = live[better]
@@ -133,13 +138,13 @@ class Search:
         """Certify the curves that are done and refine the others."""
         settings, found, levels, group = self.settings, self.found, self.levels, stage.group
         index, length, tail = group.index, stage.sample.length, stage.sample.tail
-        can_go_on = found.n_iterations[index] < settings.n_iterations
+        can_go_on = self._can_go_on(index)
         before = found.length[index]
         promise = method.gain(before, length)
         found.length[index], found.promise[index] = length, promise
         refine = can_go_on & (promise > settings.length_tolerance) & stage.has_finer_knots
         resolve = can_go_on & (tail > settings.tolerance) & stage.has_finer_grid
-        hard = (resolve & (stage.grid.degree >= _HARD)).nonzero()[:, 0]
+        hard = located(resolve & (stage.grid.degree >= _HARD))
         self.verdict.is_smooth(stage.level, index[hard], group.control[hard])
         kinked = found.smooth[index] == 0
         refine &= ~kinked | ~(before <= (1 + settings.length_tolerance) * length) | (before == 0)
@@ -148,24 +153,20 @@ class Search:
         if last is not None:
             live, step = last
             group.control[live, 1:-1] += step.unflatten(1, (-1, self.energy.d))
-        done = (~(refine | resolve)).nonzero()[:, 0]
+        done, saddles = located(~(refine | resolve)), torch.zeros_like(refine)
         if len(done):
             again = (can_go_on & ~kinked)[done] & (stage.has_finer_grid or stage.has_finer_knots)
-            failed, longer, left = self._certify(number, stage, done, method, again)
+            failed, longer, saddles[done] = self._certify(number, stage, done, method, again)
             # What fails on the measuring grid needs more nodes; what is longer than the line, more control points.
-            (resolve if stage.has_finer_grid else refine)[done[failed & again]] = True
-            refine[done[longer & again]] = stage.has_finer_knots
+            (resolve if stage.has_finer_grid else refine)[done] |= failed & again
+            refine[done] |= longer & again & stage.has_finer_knots
         much = settings.length_tolerance if method.foretells else torch.inf
         target = levels.targets(number, refine, resolve, promise, tail, tolerance=settings.tolerance, much=much)
-        targets = [(to, target == to) for to in target[target > number].unique().tolist()]
-        if len(done) and bool(left.any()):
-            saddles = torch.zeros_like(refine)
-            saddles[done[left]] = True
-            targets = [(number, saddles), *((to, chosen & ~saddles) for to, chosen in targets)]
+        # Saddles that have been left are looked at once more where they are.
+        onwards, target = located(saddles | (target > number)), torch.where(saddles, number, target)
         return [
-            (to, _carried(group[chosen.nonzero()[:, 0]], levels.all[number], levels.all[to]))
-            for to, chosen in targets
-            if bool(chosen.any())
+            (to, _carried(group[onwards[target[onwards] == to]], levels.all[number], levels.all[to]))
+            for to in target[onwards].unique().tolist()
         ]
 
     def _certify(
@@ -190,41 +191,39 @@ class Search:
         keep = self._correct(measured, method, done, again)
         stage.group.control[done] = control
         failed, longer, left = ~keep, torch.zeros_like(keep), torch.zeros_like(keep)
-        if not bool(keep.any()):
+        kept = located(keep)
+        if len(kept) == 0:
             return failed, longer, left
-        self.found.level[index[keep]] = number
+        self.found.level[index[kept]] = number
         coarse, rough = stage.sample.length[done], torch.zeros_like(keep)
-        failed[keep], longer[keep], rough[keep] = self.verdict.record(
-            level, index[keep], control[keep], sample[keep], coarse[keep]
+        failed[kept], longer[kept], rough[kept] = self.verdict.record(
+            level, index[kept], control[kept], sample[kept], coarse[kept]
         )
         # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
         coarse = sample.length.clone()
         for _ in range(DOUBLINGS):
-            rough &= ~(again & (failed | longer))
-            if not bool(rough.any()):
+            at = located(rough & ~(again & (failed | longer)))
+            if len(at) == 0:
                 break
             level = level.halved()
             basis = energy.basis(level.measuring, level.knots)
-            sample = self.verdict.sample(level.measuring, basis, index[rough], control[rough], 1)
+            sample = self.verdict.sample(level.measuring, basis, index[at], control[at], 1)
             finer = sample.length.clone()
-            failed[rough], longer[rough], still = self.verdict.record(
-                level, index[rough], control[rough], sample, coarse[rough]
-            )
-            coarse[rough] = finer
-            rough[rough.clone()] = still
+            failed[at], longer[at], rough[at] = self.verdict.record(level, index[at], control[at], sample, coarse[at])
+            coarse[at] = finer
         final = keep & ~(again & (failed | longer))
-        unknown = final & ~self.found.known[index]
-        if bool(unknown.any()):
+        unknown = located(final & ~self.found.known[index])
+        if len(unknown):
             # A length that is not known is no reason to prefer a curve to the line.
             basis = energy.basis(level.measuring, level.knots)
             sample = self.verdict.sample(level.measuring, basis, index[unknown], straight[unknown], 1)
             self.verdict.record(level, index[unknown], energy.rounded(straight[unknown]), sample, sample.length)
             self.found.status[index[unknown]] = Status.UNKNOWN
         status = self.found.status[index]
-        lost = (final & torch.isin(status, status.new_tensor(UNCERTAIN))).nonzero()[:, 0]
+        lost = located(final & among(status, UNCERTAIN))
         kinked = ~self.verdict.is_smooth(level, index[lost], self.found.control[index[lost], : control.shape[1]])
         self.found.status[index[lost[kinked]]] = Status.KINKED
-        live = (final & torch.isin(status, status.new_tensor(CERTIFIED))).nonzero()[:, 0]
+        live = located(final & among(status, CERTIFIED))
         if len(live):
             left[live] = self.verdict.leave_saddles(stage, method, done[live]) & again[live]
         return failed, longer, left
@@ -238,11 +237,14 @@ class Search:
         tolerance = self.settings.tolerance
         residual = norm.residual(slice(None), measured.gradient, measured.sample.energy)
         # Above the tolerance, or there is nothing to correct; not far above, or a finer level is the better place.
-        live = ((residual > tolerance) & (residual < _NEAR * tolerance)).nonzero()[:, 0]
+        index = measured.group.index
+        live = located((residual > tolerance) & (residual < _NEAR * tolerance) & self._can_go_on(index))
         for _ in range(_CORRECTIONS):
+            if len(live) == 0:
+                break
             live = self._iterate(measured, steps, live)
             residual[live] = norm.residual(live, measured.gradient[live], measured.sample.energy[live])
-            live = live[residual[live] > tolerance]
+            live = live[(residual[live] > tolerance) & self._can_go_on(index[live])]
         # The norm of the search is rougher than that of the certificate: what is a little above may still pass.
         return ~again | (residual <= 1.5 * tolerance)
 

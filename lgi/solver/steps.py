@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lgi.solver.rows import Rows
+from lgi.solver.rows import Rows, located
 
 # Least size of an eigenvalue in the norm, in which a flat space has 2: where the model is flat, it foretells little.
 _LEAST = 0.1
@@ -33,11 +33,12 @@ def solved(factor: Tensor, vector: Tensor) -> Tensor:
 
 
 def damped_step(matrix: Tensor, gradient: Tensor, safe: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Solutions (c, f) for damped models (c, f, f); where a model has no minimum (c,), those that ``safe`` gives."""
+    """Solutions (c, f) for damped models (c, f, f); where models ``bad`` (l,) have no minimum, ``safe(bad)``."""
     factor, indefinite = factorised(matrix)
     step = solved(factor, gradient)
-    if bool(indefinite.any()):
-        step[indefinite] = safe(indefinite)
+    bad = located(indefinite)
+    if len(bad):
+        step[bad] = safe(bad)
     return step, indefinite
 
 

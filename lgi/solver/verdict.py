@@ -20,6 +20,7 @@ from lgi.solver.grid import Grid
 from lgi.solver.methods.base import Method, Stage
 from lgi.solver.refinement import Level
 from lgi.solver.result import Found, Status
+from lgi.solver.rows import located
 from lgi.solver.settings import SolverSettings
 from lgi.solver.starts import line
 
@@ -56,17 +57,19 @@ class Verdict:
         straight = energy.rounded(line(self.start[index], self.end[index], level.knots))
         moved = (control != straight).any(-1).any(-1)
         straight_length, straight_tail = sample.length.clone(), sample.length_tail.clone()
-        if bool(moved.any()):
-            on_line = self.sample(grid, basis, index[moved], straight[moved], 0)
-            straight_length[moved], straight_tail[moved] = on_line.length, on_line.length_tail
+        at = located(moved)
+        if len(at):
+            on_line = self.sample(grid, basis, index[at], straight[at], 0)
+            straight_length[at], straight_tail[at] = on_line.length, on_line.length_tail
         # Within the errors, the curve is preferred: it may be the line, run through at constant speed.
         errors = length_error(sample, coarse) + straight_tail + 4 * torch.finfo(energy.dtype).eps * straight_length
         longer = moved & ~(sample.length < straight_length + errors.clamp(max=_TIE * straight_length))
         excess = sample.length / straight_length - 1
-        if bool(longer.any()):
-            control[longer] = straight[longer]
-            sample[longer] = self.sample(grid, basis, index[longer], straight[longer], 1)
-            straight_length[longer] = sample.length[longer]
+        at = located(longer)
+        if len(at):
+            control[at] = straight[at]
+            sample[at] = self.sample(grid, basis, index[at], straight[at], 1)
+            straight_length[at] = sample.length[at]
         if energy.embedded is not None:
             # The line that is kept has no length on the coarser grid; its highest modes say enough.
             coarse = torch.where(longer, sample.length, coarse)
@@ -80,8 +83,9 @@ class Verdict:
         lengths = ((error, sample.length), (straight_error, straight_length))
         rough = unresolved(lengths, sample.noise, wanted)
         # At kinks, where finer grids gain little, the estimates of errors are not too small.
-        kinked = ~self.is_smooth(level, index[rough], control[rough])
-        rough[rough.clone()] = ~kinked | (error[rough] > wanted * sample.length[rough])
+        at = located(rough)
+        kinked = ~self.is_smooth(level, index[at], control[at])
+        rough[at] = ~kinked | (error[at] > wanted * sample.length[at])
         error = error + sample.noise
         drowned = within_rounding(error, sample.noise)
         converged, promise = residual <= settings.tolerance, found.promise[index]
@@ -105,7 +109,7 @@ class Verdict:
 
     def is_smooth(self, level: Level, index: Tensor, control: Tensor) -> Tensor:
         """Whether decoded curves have no kinks (c,); each is looked at once, when the search has met a difficulty."""
-        found, new = self.found, (self.found.smooth[index] < 0).nonzero()[:, 0]
+        found, new = self.found, located(self.found.smooth[index] < 0)
         if len(new):
             found.smooth[index[new]] = 1 - self.energy.jumps(level.knots, control[new]).long()
             found.n_rows[index[new]] += self.energy.kink_cost
@@ -131,11 +135,11 @@ class Verdict:
         found.curvature[group.index[chosen[known]]] = _LEARNT
         if method.order == 2:
             # Second derivatives of the search, computed anew, tell the rest but for what is near a saddle.
-            doubtful = (~known & same).nonzero()[:, 0]
+            doubtful = located(~known & same)
             self.renew(stage, method, chosen[doubtful])
             known[doubtful] = method.convex(chosen[doubtful], _SURE)
             found.curvature[group.index[chosen[doubtful]]] = _SURE
-        for part in self.parts((~known).nonzero()[:, 0], level.grid):
+        for part in self.parts(located(~known), level.grid):
             index, control = group.index[chosen[part]], here[part]
 
             def at(grid: Grid, control: Tensor = control) -> Basis:
@@ -147,8 +151,8 @@ class Verdict:
             curvature, x = least_curvature(energy, level, at, measured, norm)
             found.curvature[index] = curvature
             found.n_rows[index] += energy.cost(level.grid, 2) + 2 * energy.cost(level.measuring, 1)
-            saddle = curvature < -self.settings.tolerance
-            if not bool(saddle.any()):
+            saddle = located(curvature < -self.settings.tolerance)
+            if len(saddle) == 0:
                 continue
             x = x[saddle] * measured.energy[saddle].sqrt()[:, None, None]
             chosen_here, index, control = chosen[part[saddle]], index[saddle], control[saddle]
@@ -158,7 +162,7 @@ class Verdict:
                 trial = control.clone()
                 trial[:, 1:-1] += size * x
                 value = self.sample(level.grid, basis, index, trial, 0).energy
-                better = value < least
+                better = located(value < least)
                 least[better], group.control[chosen_here[better]] = value[better], trial[better]
                 left[part[saddle][better]] = True
         method.distrust(chosen[left])

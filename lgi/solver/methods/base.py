@@ -99,7 +99,7 @@ class Method(Steps):
 
     @abstractmethod
     def going(self, stage: Stage, live: Tensor) -> Tensor:
-        """Those of the curves ``live`` (l,) that take another step."""
+        """Which of the curves ``live`` (l,) take another step."""
 
     @abstractmethod
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class Method(Steps):
         return None
 
     def stale(self, live: Tensor) -> Tensor:
-        """Those of the curves ``live`` (l,) whose second derivatives are to be computed anew, for :meth:`renew`."""
-        return live[:0]
+        """Of which of the curves ``live`` (l,) second derivatives are to be computed anew, for :meth:`renew`."""
+        return torch.zeros_like(live, dtype=torch.bool)
 
     def renew(self, stage: Stage, live: Tensor, curvature: Curvature) -> None:
         """Take second derivatives along the curves ``live`` (l,) as they are now."""
@@ -143,8 +143,8 @@ class FirstOrder(Method):
         unit = energy.new_ones(1, len(stage.grid.t), 1, 1)
         self.stiffness = stage.energy.norm(stage.grid, stage.basis, unit)[0]
         # Squared latent over squared decoded length.
-        ends = stage.group.control[:, [0, -1]].to(stage.energy.dtype)
-        squared = (ends[:, 1] - ends[:, 0]).double().square().sum(-1)
+        control = stage.group.control.to(stage.energy.dtype)
+        squared = (control[:, -1] - control[:, 0]).double().square().sum(-1)
         self.ratio = torch.where(energy > 0, squared / energy, 0)
         self.past: list[Tensor] = []
 
@@ -153,10 +153,9 @@ class FirstOrder(Method):
         """Relative decrease (c,) of the energy below which there is a plateau."""
 
     def going(self, stage: Stage, live: Tensor) -> Tensor:
-        """Those of the curves ``live`` (l,) that take another step."""
+        """Which of the curves ``live`` (l,) take another step."""
         now = stage.sample.energy.clone()
         self.past = [*self.past[-_PLATEAU:], now]
         if len(self.past) <= _PLATEAU:
-            return live
-        falling = (self.past[0] - now) / now > self.least_decrease(stage)
-        return live[falling[live]]
+            return torch.ones_like(live, dtype=torch.bool)
+        return ((self.past[0] - now) / now > self.least_decrease(stage))[live]

@@ -11,7 +11,7 @@ from lgi.solver.energy import Curvature
 from lgi.solver.grid import Grid
 from lgi.solver.methods.base import Method, Stage, Steps
 from lgi.solver.refinement import finer
-from lgi.solver.rows import Rows
+from lgi.solver.rows import Rows, located
 from lgi.solver.steps import Norm, adapted, damped_step, factorised, flipped_step, secant
 
 # The step that each curve takes unseen when it leaves makes its residual smaller by this factor, as a rule.
@@ -92,8 +92,8 @@ class GaussNewton(Method):
         self.steps.learn(live, step, change, quality)
 
     def stale(self, live: Tensor) -> Tensor:
-        """Those of the curves ``live`` (l,) whose second derivatives no longer foretell the energy."""
-        return live[self.steps.stale[live]]
+        """Of which of the curves ``live`` (l,) second derivatives no longer foretell the energy."""
+        return self.steps.stale[live]
 
     def renew(self, stage: Stage, live: Tensor, curvature: Curvature) -> None:
         """Take second derivatives along the curves ``live`` (l,) as they are now."""
@@ -102,7 +102,7 @@ class GaussNewton(Method):
         self.steps.stale[live] = self.steps.moved[live] = False
 
     def going(self, stage: Stage, live: Tensor) -> Tensor:
-        """Those of the curves ``live`` (l,) that neither deserve a finer level nor are done."""
+        """Which of the curves ``live`` (l,) neither deserve a finer level nor are done."""
         sample = stage.sample[live]
         residual = self.steps.norm.residual(live, stage.gradient[live], sample.energy)
         outlook = self.finer_norm.residual(live, sample.gradient(self.finer_basis), sample.energy)
@@ -115,7 +115,7 @@ class GaussNewton(Method):
             wanted = torch.where(promise > stage.length_tolerance, wanted.maximum(outlook / 2), wanted)
         if stage.has_finer_grid:
             wanted = wanted.maximum(sample.tail)
-        return live[residual > wanted]
+        return residual > wanted
 
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
         """Relative shortening (c,) to expect of more knots, from the gradient of the length by finer ones."""
@@ -140,7 +140,7 @@ class GaussNewton(Method):
         everywhere = slice(None)
         residual = self.steps.norm.residual(everywhere, stage.gradient, stage.sample.energy)
         trusted = (residual > stage.tolerance / 2) & (self.steps.damping == 0)
-        live = (trusted & (residual < _TRUSTED)).nonzero()[:, 0]
+        live = located(trusted & (residual < _TRUSTED))
         return live, self.propose(live, stage.gradient[live])[0]
 
     def corrections(self, chosen: Tensor) -> tuple[DampedSteps, Norm]:

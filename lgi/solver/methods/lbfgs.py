@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lgi.solver.methods.base import FirstOrder, Stage
+from lgi.solver.rows import located
 
 # Steps remembered.
 _MEMORY = 10
@@ -55,7 +56,7 @@ class LBFGS(FirstOrder):
         self.shrink[live] = torch.where(good, 1, self.shrink[live] / 4)
         product = (step * change).sum(-1)
         norms = torch.linalg.vector_norm(step, dim=-1) * torch.linalg.vector_norm(change, dim=-1)
-        usable = good & (product > 1e-8 * norms)
+        usable = located(good & (product > 1e-8 * norms))
         kept = live[usable]
         # A pair whose inverse product is 0 changes nothing: curves that have none of this round keep their history.
         steps, changes = (torch.zeros(len(self.scale), step.shape[1]).to(step) for _ in range(2))
