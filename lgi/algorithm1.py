@@ -454,10 +454,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
         description="Algorithm 1 on a shipped model. The same command goes on after an interruption.",
         epilog=f"What several machines have computed is put together by: {program} merge FOLDER ... --out FOLDER",
     )
-    models = [name for name in zoo.MODELS if name != "logistic_regression"]
     defaults = "; by default %(default)s"
     add = parser.add_argument
-    add("--model", required=True, choices=models, help="which shipped model")
+    add("--model", required=True, choices=zoo.CODES, help="which shipped model")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the samples; shards may share it")
     add("--samples", type=int, default=1000, metavar="N", help="samples of all shards together" + defaults)
     add("--step-size", type=float, default=1.0, metavar="ALPHA", help="length of the straight lines" + defaults)

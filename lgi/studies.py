@@ -396,9 +396,8 @@ def run(
         artifacts.check_writable(folder, _ELSEWHERE)
         if held:
             # A part with a sample whose line has a length, where there is one.
-            parts = [table for _, _, table in held]
-            known = (table for table in parts if bool(table["straight_length"].isfinite().any()))
-            _refuse(folder, one_computed_again(next(known, parts[0]), compute))
+            known = max((part[2] for part in held), key=lambda table: bool(table["straight_length"].isfinite().any()))
+            _refuse(folder, one_computed_again(known, compute))
         _computed(settings, compute, numbers, parallel=parallel, progress=progress, folder=folder, there=there)
     found = load_study(folder)
     _refuse_another(folder, found.settings, settings)
@@ -419,7 +418,8 @@ def _computed(
 
     Chunks whose samples are all there are left out.
     """
-    tables, usual = [], None if folder is None else _piece_in(folder)
+    chunks = [] if folder is None else [file for file in _files(folder) if file.parent.name == _CHUNKS]
+    tables, usual = [], _kept(chunks[0])[2] if chunks else None  # the size of the pieces of what is there
     provenance = None if folder is None else artifacts.provenance(seed=settings["seed"])
     n_samples = sum(len(samples_of(number, settings)) for number in numbers)
     # A failure ends the bar before it is told.
@@ -486,12 +486,6 @@ def _kept(file: Path | None) -> tuple[Table, float, int]:
     table = {name: column.numpy() for name, column in kept.tensors.items()}
     # Before, chunks were computed as a whole.
     return table, kept.record["seconds"], kept.record.get("piece", kept.settings["chunk_size"])
-
-
-def _piece_in(folder: Path) -> int | None:
-    """Size of the pieces of the study in a folder, if there is one."""
-    files = [file for file in _files(folder) if file.parent.name == _CHUNKS]
-    return _kept(files[0])[2] if files else None
 
 
 def _n_rows(table: Table) -> int:
