@@ -378,10 +378,13 @@ class _Sampler:
             space = eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
-    def table(self, samples: Sequence[int]) -> Table:
-        """Table of some samples of one chunk; where the metric is not finite, without what is then unknown."""
+    def table(self, samples: Sequence[int], end: Tensor | None = None) -> Table:
+        """Table of some samples of one chunk; where the metric is not finite, without what is then unknown.
+
+        With ``end`` (n, d), of the lines that lead there.
+        """
         try:
-            return self._searched(samples, self.solver)
+            return self._searched(samples, self.solver, end)
         except NotFiniteError:
             # Which samples it is for, halving finds out; the others come out the same.
             half = len(samples) // 2
@@ -399,8 +402,9 @@ class _Sampler:
             step = self.study_settings["step_size"] * self.directions(start, vectors)
         return start, self.place(start.cpu().double() + step), rows
 
-    def _searched(self, samples: Sequence[int], solver: SolverSettings) -> Table:
-        start, end, rows = self._ends(samples)
+    def _searched(self, samples: Sequence[int], solver: SolverSettings, end: Tensor | None = None) -> Table:
+        start, drawn, rows = self._ends(samples)
+        end = drawn if end is None else self.place(end)
         result = shorten(self.metric, start, end, solver, first_pair=samples[0] % self.study_settings["chunk_size"])
         return self._columns(samples, start, end, rows, {name: getattr(result, name).cpu() for name in _MEASURED})
 
@@ -415,8 +419,7 @@ class _Sampler:
         except NotFiniteError:
             drawn, _, rows = self.draw(samples, self.study_settings["seed"])
             start, end = self.place(drawn), torch.full_like(self.place(drawn), torch.nan)
-        unknown = start.cpu().new_full((1,), torch.nan)
-        no = torch.zeros_like(unknown)
+        unknown, no = start.cpu().new_full((1,), torch.nan), start.cpu().new_zeros(1)
         known = {"improvement": no, "converged": no.bool(), "n_control": no.long(), "n_rows": no}
         return self._columns(samples, start, end, rows, dict.fromkeys(_MEASURED, unknown) | known)
 
@@ -451,10 +454,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
         description="Algorithm 1 on a shipped model. The same command goes on after an interruption.",
         epilog=f"What several machines have computed is put together by: {program} merge FOLDER ... --out FOLDER",
     )
-    models = [name for name in zoo.MODELS if name != "logistic_regression"]
     defaults = "; by default %(default)s"
     add = parser.add_argument
-    add("--model", required=True, choices=models, help="which shipped model")
+    add("--model", required=True, choices=zoo.CODES, help="which shipped model")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the samples; shards may share it")
     add("--samples", type=int, default=1000, metavar="N", help="samples of all shards together" + defaults)
     add("--step-size", type=float, default=1.0, metavar="ALPHA", help="length of the straight lines" + defaults)

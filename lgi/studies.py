@@ -332,7 +332,7 @@ def samples_of(number: int, settings: Mapping[str, Any]) -> range:
 
 def run(
     settings: dict[str, Any],
-    compute: Callable[[Sequence[int]], Table],
+    compute: Callable[..., Table],
     folder: Path | None,
     *,
     shard: tuple[int, int] = (1, 1),
@@ -347,15 +347,16 @@ def run(
     on what it is computed with, the size of the pieces is measured once and kept in the headers. Whenever this is
     killed, the same call goes on, and ends with the same samples. Shards may share a folder, whose samples are then
     those of all of them. No sample is ever deleted: a damaged file, or one that holds other samples than its number
-    says, is renamed and its samples are computed again. Before it goes on, one of the stored samples is computed again
-    and compared.
+    says, is renamed and its samples are computed again. Before it goes on, the line of one of the stored samples is
+    measured again and compared.
 
     Parameters
     ----------
     settings : dict
         Everything that determines the study.
     compute : callable
-        Takes the numbers of some samples of a chunk and returns their table.
+        Takes the numbers of some samples of a chunk and returns their table; with ends (n, d) after them, that of the
+        lines that lead there.
     folder : pathlib.Path, optional
         Where to keep the study; by default nowhere.
     shard : (int, int), optional
@@ -395,9 +396,8 @@ def run(
         artifacts.check_writable(folder, _ELSEWHERE)
         if held:
             # A part with a sample whose line has a length, where there is one.
-            parts = [table for _, _, table in held]
-            known = (table for table in parts if bool(table["straight_length"].isfinite().any()))
-            _refuse(folder, one_computed_again(next(known, parts[0]), compute))
+            known = max((part[2] for part in held), key=lambda table: bool(table["straight_length"].isfinite().any()))
+            _refuse(folder, one_computed_again(known, compute))
         _computed(settings, compute, numbers, parallel=parallel, progress=progress, folder=folder, there=there)
     found = load_study(folder)
     _refuse_another(folder, found.settings, settings)
@@ -418,7 +418,8 @@ def _computed(
 
     Chunks whose samples are all there are left out.
     """
-    tables, usual = [], None if folder is None else _piece_in(folder)
+    chunks = [] if folder is None else [file for file in _files(folder) if file.parent.name == _CHUNKS]
+    tables, usual = [], _kept(chunks[0])[2] if chunks else None  # the size of the pieces of what is there
     provenance = None if folder is None else artifacts.provenance(seed=settings["seed"])
     n_samples = sum(len(samples_of(number, settings)) for number in numbers)
     # A failure ends the bar before it is told.
@@ -487,12 +488,6 @@ def _kept(file: Path | None) -> tuple[Table, float, int]:
     table = {name: column.numpy() for name, column in kept.tensors.items()}
     # Before, chunks were computed as a whole.
     return table, kept.record["seconds"], kept.record.get("piece", kept.settings["chunk_size"])
-
-
-def _piece_in(folder: Path) -> int | None:
-    """Size of the pieces of the study in a folder, if there is one."""
-    files = [file for file in _files(folder) if file.parent.name == _CHUNKS]
-    return _kept(files[0])[2] if files else None
 
 
 def _n_rows(table: Table) -> int:

@@ -369,7 +369,7 @@ def test_generator_never_sees_more_than_a_chunk() -> None:
     metric.squared_speed_and_gradient(z, z)
     assert max(seen) == 10
     # Each of the four calls decodes 95 points once, besides a few rows of inspection.
-    assert 4 * 95 <= sum(seen) <= 4 * 95 + 20
+    assert 4 * 95 <= sum(seen) <= 4 * 95 + 30
 
 
 def test_no_graph_unless_points_require_it(metric: PullbackMetric) -> None:

@@ -105,12 +105,17 @@ def _check_batch(name: str, n: int, given: Sequence[int], output: Tensor) -> Non
 
 def _in_precision(name: str, output: Tensor, z: Tensor) -> Tensor:
     """Output in the dtype of the points; refuse one that has fewer digits."""
-    if torch.finfo(output.dtype).eps > torch.finfo(z.dtype).eps:
+    refuse_fewer_digits(f"{name} returns", output.dtype, z)
+    return output.to(z.dtype)
+
+
+def refuse_fewer_digits(does: str, dtype: torch.dtype, z: Tensor) -> None:
+    """Refuse a floating-point type with fewer digits than that of the points."""
+    if torch.finfo(dtype).eps > torch.finfo(z.dtype).eps:
         raise GeneratorError(
-            f"the {name} returns {output.dtype} for points in {z.dtype}: autocast or .half() inside loses the digits "
+            f"the {does} {dtype} for points in {z.dtype}: autocast or .half() inside loses the digits "
             f"that derivatives need; take them out, or convert the model, model.to({z.dtype})"
         )
-    return output.to(z.dtype)
 
 
 def _refuse_negative(std: Tensor) -> None:
@@ -137,6 +142,8 @@ def _how_to_return(function: Any, output: Any) -> str:
     if tensors:
         one = f".{tensors[0]}" if hasattr(output, tensors[0]) else f"[{tensors[0]!r}]"
         return f", which holds {', '.join(map(str, tensors))}: return the tensor, lambda z: generator(z){one}"
+    if isinstance(output, Tensor):
+        return ": return what is rounded before it is" if not output.is_complex() else ": torch.view_as_real(x) is one"
     if isinstance(output, tuple | list):
         return f": leave away what is neither, lambda z: generator(z)[0]. {decoder_of(function)}"
     return ""
