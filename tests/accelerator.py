@@ -147,10 +147,19 @@ class _Created(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class _Backend:
+    """What torch asks the module of a device for: there is none whose random state could be kept."""
+
+    is_available = is_initialized = staticmethod(lambda: False)
+    device_count = current_device = staticmethod(lambda: 0)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    manual_seed_all = staticmethod(lambda seed: None)
+
+
 @cache
 def _registered() -> torch.library.Library:
     """Make torch know the device; once in a process, it cannot be taken back."""
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
     return fallback
