@@ -37,6 +37,7 @@ from lgi.metric.base import check_metric
 from lgi.models import pick_device
 from lgi.progress import exit_status, terminable
 from lgi.solver import SolverSettings, shorten
+from lgi.solver.methods import chosen
 from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
@@ -250,6 +251,7 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
         raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)
     settings["latent_dim"] = d = _one_latent_dim(metric, codes, latent_dim)
+    settings["solver"]["method"] = chosen(settings["solver"]["method"], d)
     if settings["eigenvectors"] == "lanczos" and direction == "minimal":
         raise ValueError('Lanczos iterations find maximal eigenvectors only: use eigenvectors="eigh"')
     if settings["eigenvectors"] == "auto":
