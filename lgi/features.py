@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -155,13 +154,12 @@ class LogisticRegression(nn.Module):
             If an image has another number of entries, or the dtype is not that of the weights.
         """
         logits = self.logits(images)
-        return logits if self.link is None else self.link(logits)
+        return logits if self.link is None else self.link(logits, -1)
 
     @property
-    def link(self) -> Callable[[Tensor], Tensor] | None:
-        """What is made of the logits (..., n_classes); None where these themselves are the output."""
-        softmax = {"probabilities": torch.softmax, "log_probabilities": torch.log_softmax}.get(self.output)
-        return None if softmax is None else partial(softmax, dim=-1)
+    def link(self) -> Callable[[Tensor, int], Tensor] | None:
+        """What is made of the logits, ``link(logits, dim)``; None where these themselves are the output."""
+        return {"probabilities": torch.softmax, "log_probabilities": torch.log_softmax}.get(self.output)
 
     def predict(self, images: Tensor) -> Tensor:
         """Most probable labels, shape (n,), of images (n, *data_shape)."""

@@ -18,8 +18,8 @@ class AffineFirst(Protocol):
 
     weight: Tensor
     """``W`` (C, D)."""
-    link: Callable[[Tensor], Tensor] | None
-    """What follows, of (..., C) along the last dimension; None where nothing does, and ``f`` is affine."""
+    link: Callable[[Tensor, int], Tensor] | None
+    """What follows, ``link(y, dim)`` along a dimension of size C; None where nothing does, and ``f`` is affine."""
 
     def logits(self, images: Tensor, /) -> Tensor:
         """``W x + b`` (n, C) of data (n, *data_shape)."""
@@ -82,12 +82,11 @@ class Noise:
         """``h`` (n, K m) from the generator's mean and std (n, *data_shape); ``affine`` is what ``function`` calls."""
         n = len(mean)
         if isinstance(affine, AffineFirst) and affine.link is not None:
-            # W (mu + sigma eps_k) + b, linear in sigma: C numbers for each draw instead of D.
-            weight = affine.weight
-            rows = weight * self.draws(mean, weight)[:, None]
-            noise = std.flatten(1) @ rows.flatten(0, 1).T
-            found = affine.link(affine.logits(mean)[:, None] + noise.unflatten(1, (self.n_draws, len(weight))))
-            return found.reshape(n, -1) / self.n_draws**0.5
+            # W (mu + sigma eps_k) + b, linear in sigma: C numbers for each draw instead of D. The draws come last, and
+            # lie side by side in memory: with the C numbers of a draw there, softmax takes several times as long.
+            rows = affine.weight[:, None] * self.draws(mean, affine.weight)
+            noise = (std.flatten(1) @ rows.flatten(0, 1).T).unflatten(1, rows.shape[:2])
+            return affine.link(affine.logits(mean)[..., None] + noise, 1).flatten(1) / self.n_draws**0.5
         draws = self.draws(mean).unflatten(1, mean.shape[1:])
         parts, done, size = [], 0, 1
         while done < self.n_draws:
