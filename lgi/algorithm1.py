@@ -37,6 +37,7 @@ from lgi.metric.base import check_metric
 from lgi.models import pick_device
 from lgi.progress import exit_status, terminable
 from lgi.solver import SolverSettings, shorten
+from lgi.solver.methods import chosen
 from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
@@ -243,13 +244,12 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
     try:
         json.dumps(settings["about"], allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected about to be made of finite numbers, strings, lists and mappings: {error}"
-        ) from error
+        raise ValueError(f"expected about as finite numbers, strings, lists and mappings: {error}") from error
     if any(x.is_inference() for x in parameters(metric)):
         raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)
     settings["latent_dim"] = d = _one_latent_dim(metric, codes, latent_dim)
+    settings["solver"]["method"] = chosen(settings["solver"]["method"], d)
     if settings["eigenvectors"] == "lanczos" and direction == "minimal":
         raise ValueError('Lanczos iterations find maximal eigenvectors only: use eigenvectors="eigh"')
     if settings["eigenvectors"] == "auto":
@@ -320,8 +320,8 @@ class _Sampler:
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
         # Where the study's own samples are, a metric that is another one only here or there shows.
         n, seed = self.study_settings["n_samples"], self.study_settings["seed"]
-        own, steps, _ = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)
-        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), (own, steps))]
+        own = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)[:2]
+        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), own)]
         return fingerprint(self.metric, *at, codes=self.codes)
 
     def place(self, z: Tensor) -> Tensor:
@@ -378,10 +378,13 @@ class _Sampler:
             space = eigenspace(self.metric, z, largest=self.study_settings["direction"] == "maximal")
         return towards_origin(space.cpu().double(), z.cpu().double())
 
-    def table(self, samples: Sequence[int]) -> Table:
-        """Table of some samples of one chunk; where the metric is not finite, without what is then unknown."""
+    def table(self, samples: Sequence[int], end: Tensor | None = None) -> Table:
+        """Table of some samples of one chunk; where the metric is not finite, without what is then unknown.
+
+        With ``end`` (n, d), of the lines that lead there.
+        """
         try:
-            return self._searched(samples, self.solver)
+            return self._searched(samples, self.solver, end)
         except NotFiniteError:
             # Which samples it is for, halving finds out; the others come out the same.
             half = len(samples) // 2
@@ -399,8 +402,9 @@ class _Sampler:
             step = self.study_settings["step_size"] * self.directions(start, vectors)
         return start, self.place(start.cpu().double() + step), rows
 
-    def _searched(self, samples: Sequence[int], solver: SolverSettings) -> Table:
-        start, end, rows = self._ends(samples)
+    def _searched(self, samples: Sequence[int], solver: SolverSettings, end: Tensor | None = None) -> Table:
+        start, drawn, rows = self._ends(samples)
+        end = drawn if end is None else self.place(end)
         result = shorten(self.metric, start, end, solver, first_pair=samples[0] % self.study_settings["chunk_size"])
         return self._columns(samples, start, end, rows, {name: getattr(result, name).cpu() for name in _MEASURED})
 
@@ -415,16 +419,15 @@ class _Sampler:
         except NotFiniteError:
             drawn, _, rows = self.draw(samples, self.study_settings["seed"])
             start, end = self.place(drawn), torch.full_like(self.place(drawn), torch.nan)
-        unknown = start.cpu().new_full((1,), torch.nan)
-        no = torch.zeros_like(unknown)
+        unknown, no = start.cpu().new_full((1,), torch.nan), start.cpu().new_zeros(1)
         known = {"improvement": no, "converged": no.bool(), "n_control": no.long(), "n_rows": no}
         return self._columns(samples, start, end, rows, dict.fromkeys(_MEASURED, unknown) | known)
 
     def _columns(
         self, samples: Sequence[int], start: Tensor, end: Tensor, rows: dict[str, Tensor], measured: dict[str, Tensor]
     ) -> Table:
-        index, settings = torch.tensor(samples), self.study_settings
-        return Study(index=index, start=start.cpu(), end=end.cpu(), **measured, **rows, settings=settings).columns
+        known = {"index": torch.tensor(samples), "start": start.cpu(), "end": end.cpu()} | measured | rows
+        return Study(**known, settings=self.study_settings).columns
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -451,10 +454,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
         description="Algorithm 1 on a shipped model. The same command goes on after an interruption.",
         epilog=f"What several machines have computed is put together by: {program} merge FOLDER ... --out FOLDER",
     )
-    models = ", ".join(name for name in zoo.MODELS if name != "logistic_regression")
     defaults = "; by default %(default)s"
     add = parser.add_argument
-    add("--model", required=True, type=zoo.variant, metavar="MODEL", help=f"{models}; or such as published-t3-k8-c0.6")
+    add("--model", required=True, type=zoo.variant, metavar="MODEL", help="vae1, vae2, gan, published-t3-k8-c0.6, ...")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the samples; shards may share it")
     add("--samples", type=int, default=1000, metavar="N", help="samples of all shards together" + defaults)
     add("--step-size", type=float, default=1.0, metavar="ALPHA", help="length of the straight lines" + defaults)
@@ -474,14 +476,12 @@ def _study(args: argparse.Namespace) -> Study:
     """The study of a command line."""
     device = pick_device(args.device)
     name, options = args.model
-    if name == "logistic_regression":
-        raise ValueError("the logistic regression generates nothing: it is a --feature-map")
-    options = options | ({} if args.std is None else {"std": args.std})
+    options |= {} if args.std is None else {"std": args.std}
     model: Any = zoo.load_model(name, device, **options)
-    generator = model.generator if name == "gan" else model.decoder
+    about = {"model": name, "std": None if name == "gan" else "rbf", "feature_map": args.feature_map, **options}
     feature_map = args.feature_map and zoo.load_model("logistic_regression", device, output=args.feature_map)
     return worst_case_improvement(
-        PullbackMetric(generator, feature_map),
+        PullbackMetric(model.generator if name == "gan" else model.decoder, feature_map),
         args.samples,
         args.step_size,
         args.seed,
@@ -492,12 +492,7 @@ def _study(args: argparse.Namespace) -> Study:
         folder=args.out,
         shard=args.shard,
         chunk_size=args.chunk_size,
-        about={
-            "model": name,
-            "std": "rbf" if name in (*zoo.VAES, "published") else None,
-            "feature_map": args.feature_map,
-            **options,
-        },
+        about=about,
         progress=False if args.quiet else None,
     )
 

@@ -93,35 +93,34 @@ def _norm_and_order(parameter: Tensor) -> tuple[float, float]:
     return norm, torch.dot(x, torch.arange(len(x), device=x.device).double().cos()).item() / (norm or 1.0)
 
 
-def one_computed_again(
-    stored: Mapping[str, Tensor], compute: Callable[[Sequence[int]], Mapping[str, Any]]
-) -> list[str]:
-    """Compute a stored sample once more, and say what differs.
+def one_computed_again(stored: Mapping[str, Tensor], compute: Callable[..., Mapping[str, Any]]) -> list[str]:
+    """Measure the line of a stored sample once more, and say what differs.
 
     It is the one that lies farthest out, because there another metric is most likely to show, of those whose straight
-    line has a length.
+    line has a length. Its end is taken as it is: where eigenvalues lie close together, other rounding leads elsewhere.
 
     Parameters
     ----------
     stored : mapping
         Columns of samples of a study.
     compute : callable
-        Takes numbers of samples and returns their columns.
+        Takes numbers of samples and ends (n, d), and returns the columns of the lines that lead there.
 
     Returns
     -------
     list of str
         Empty if nothing differs by more than rounding.
     """
-    place = [name for name in stored if re.fullmatch(r"(start|end)_\d+", name)]
-    distance = torch.stack([stored[name].double() for name in place]).norm(dim=0)
+    d = sum(re.fullmatch(r"end_\d+", name) is not None for name in stored)
+    starts, ends = ([f"{what}_{k}" for k in range(d)] for what in ("start", "end"))
+    distance = torch.stack([stored[name].double() for name in starts + ends]).norm(dim=0)
     row = int(distance.where(stored["straight_length"].isfinite(), -1).argmax())
     sample = int(stored["index"][row])
-    again, found = compute([sample]), []
-    for name in (*place, "straight_length"):
+    again, found = compute([sample], torch.stack([stored[name][row] for name in ends])[None]), []
+    for name in (*starts, "straight_length"):
         before, now = float(stored[name][row]), float(again[name][0])
         # Coordinates may be near 0; the scale of the prior is 1. Unknown then and unknown now is the same.
-        close = abs(now - before) <= 1e-3 * max(abs(before), float(name in place))
+        close = abs(now - before) <= 1e-3 * max(abs(before), float(name in starts))
         if not close and not (math.isnan(before) and math.isnan(now)):
             found.append(f"{name} of sample {sample} is {before:.6g}, and {now:.6g} when it is computed again")
     return found

@@ -692,4 +692,4 @@ def _device_of(module: nn.Module) -> torch.device:
 def stream_of(*key: int) -> torch.Generator:
     """Generator on the CPU whose draws depend on the key alone, whatever was drawn before and wherever it is used."""
     entropy = [k & 0xFFFFFFFF for k in key]
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)

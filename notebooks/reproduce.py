@@ -24,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -202,24 +203,35 @@ def cannot_write(path: Path, error: OSError) -> str:
     return f"cannot write to {path}: {reason}. Free space, or make it writable; LGI_RUNS names another folder for runs"
 
 
+@contextmanager
+def connection() -> Iterator[dict[str, str]]:
+    """How to talk to a kernel: by files instead of ports of the network, of which there may be none."""
+    if zmq.has("ipc"):
+        # In a folder of its own. By default they are in the current one, where two runs, or this one and the kernel of
+        # one that was killed, would take each other's.
+        with tempfile.TemporaryDirectory(prefix="lgi-", ignore_cleanup_errors=True) as sockets:
+            yield {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
+    else:
+        # On Windows it must be ports, and recent kernels warn, in each run's output, of ports without encryption.
+        can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
+        yield {"transport_encryption": "auto"} if can_encrypt else {}
+
+
 def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     """Execute one notebook into `folder`; raises what papermill raises."""
-    # Files instead of ports of the network, of which there may be none; on Windows it must be ports, and recent kernels
-    # warn, in each run's output, of ports without encryption.
-    can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
-    connection = {"transport": "ipc"} if zmq.has("ipc") else {"transport_encryption": "auto"} if can_encrypt else {}
     try:
-        executed = papermill.execute_notebook(
-            path,
-            folder / path.name,
-            parameters,
-            kernel_name=KERNEL["name"],
-            progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
-            coalesce_streams=True,
-            start_timeout=300,  # of the kernel: on a busy machine importing takes its time
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else a kernel may log its shutdown as an error
-            config=Config(KernelManager=connection),
-        )
+        with connection() as kernel_manager:
+            executed = papermill.execute_notebook(
+                path,
+                folder / path.name,
+                parameters,
+                kernel_name=KERNEL["name"],
+                progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
+                coalesce_streams=True,
+                start_timeout=300,  # of the kernel: on a busy machine importing takes its time
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else a kernel may log its shutdown as an error
+                config=Config(KernelManager=kernel_manager),
+            )
     finally:
         remove_if_cut_off(folder / path.name)
     for index, cell in enumerate(executed.cells):

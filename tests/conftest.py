@@ -70,10 +70,12 @@ def _process_state() -> dict[str, object]:
     """
     pyplot = sys.modules.get("matplotlib.pyplot")
     os.umask(umask := os.umask(0o077))
+    # torch 2.5 puts a folder of its own into sys.path when it is first asked for a forward derivative.
+    own = getattr(sys.modules.get("torch.distributed.nn.jit.instantiator"), "INSTANTIATED_TEMPLATE_DIR_PATH", None)
     _, numbers, position, *_ = np.random.get_state()  # noqa: NPY002 (others may draw from it)
     state: dict[str, object] = {
         "matplotlib: open figures": pyplot.get_fignums() if pyplot else [],
-        "sys.path": list(sys.path),
+        "sys.path": [path for path in sys.path if path != own],
         # Hashes, because these are long.
         "random state of random": hash(random.getstate()),
         "random state of numpy": hash((numbers.tobytes(), position)),

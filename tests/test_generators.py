@@ -12,6 +12,7 @@ import pytest
 import torch
 from generators.families import Authors, autoencoder_of_diffusers
 from generators.zoo import REFUSED, WORKS, Case
+from packaging.version import Version
 from test_metric_memory import peak_growth
 from torch import Tensor, nn
 
@@ -70,6 +71,8 @@ def by_differences(generator: Any, z: Tensor, feature_map: Any = None) -> Tensor
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("case", WORKS, ids=lambda case: case.name)
 def test_what_works(case: Case) -> None:
+    if Version(torch.__version__) < Version(case.since):
+        pytest.skip(f"torch has the derivatives since {case.since}, or somewhat earlier")
     (generator, model), z = case.made(case.dtype), case.points(6)
     before, points = state(model), z.to(case.dtype)
     copied = _copied(model)
@@ -129,6 +132,30 @@ def test_a_bounded_latent_space_is_never_left(first: int) -> None:
     # Without a word about the cube, it is not noticed that a step has left it.
     with pytest.raises(ValueError, match=r"no finite result at 1 of 1 points, first z = \[2.0, 3.0\]"):
         PullbackMetric(lambda z: net(z).log()).tensor(torch.tensor([[2.0, 3.0]], dtype=torch.float64))
+
+
+def test_where_a_generator_is_not_defined_it_gives_nan() -> None:
+    """A search that would leave the ball stays inside; of an error, a note says so."""
+
+    def inverted(z: Tensor) -> Tensor:
+        return torch.cat([z / (0.05 + z.square().sum(1, keepdim=True)), z / 20, z.sin() / 10], dim=1)
+
+    def raises(z: Tensor) -> Tensor:
+        if bool((z.norm(dim=1) >= 1).any()):
+            raise RuntimeError("outside the ball")
+        return inverted(z)
+
+    start = torch.tensor([[0.33, 0.84]], dtype=torch.float64)
+    ends, quick = (start, start * torch.tensor([1.0, -1.0])), SolverSettings(n_iterations=20, progress=False)
+    t = torch.linspace(0, 1, 201, dtype=torch.float64)
+    assert shorten(PullbackMetric(inverted), *ends, quick).curve(t).norm(dim=-1).max() > 1.5
+    with pytest.raises(RuntimeError, match="outside the ball") as error:
+        shorten(PullbackMetric(raises), *ends, quick)
+    assert "Where it is not defined it may return NaN" in error.value.__notes__[0]
+    inside = PullbackMetric(lambda z: inverted(z).where(z.norm(dim=1, keepdim=True) < 1, torch.nan))
+    result = shorten(inside, *ends, quick)
+    assert result.improvement > 0.4
+    assert result.curve(t).norm(dim=-1).max() < 1
 
 
 def test_what_users_change_between_calls_stays_changed() -> None:

@@ -497,9 +497,9 @@ def series_stopped(folder, draw):
     assert end(start(lambda: series(folder))) == 0
     seconds, before = time.monotonic() - begin, finished(folder)
     while True:
-        _, word, _ = stop(lambda: series(folder), seconds, draw, folder / "log")
+        _, word, _ = stop(lambda: series(folder), seconds, draw, log := folder / "log")
         nothing_lost(folder, before)
-        assert end(start(lambda: series(folder))) == 0
+        assert end(start(lambda: series(folder), str(log))) == 0, f"{word}: {log.read_text()}"
         assert temporary_files(folder) == []
         yield word
 
@@ -584,6 +584,7 @@ def main(argv=None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UncertifiedWarning)
     study(None)  # what a first call imports takes seconds, in each process again
     failed = False
     for name in args.only or TRIALS:

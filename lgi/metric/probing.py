@@ -7,7 +7,8 @@ do about it before it gives a wrong number.
 import functools
 import re
 import warnings
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from lgi.checks import describe
 from lgi.metric.batching import finite
 from lgi.metric.derivatives import differentiable
-from lgi.metric.generators import FIXED, NUMPY, Outputs, decoder_of
+from lgi.metric.generators import FIXED, NUMPY, Outputs, decoder_of, refuse_fewer_digits
 from lgi.metric.watching import GeneratorError, Watched
 
 
@@ -54,23 +55,27 @@ def probe(outputs: Outputs, z: Tensor) -> Layout:
     with ExitStack() as stack:
         for context in (torch.inference_mode(False), torch.no_grad(), differentiable(z.device)):
             stack.enter_context(context)
-        for function in (outputs.generator, outputs.feature_map):
-            if function is not None:
-                stack.enter_context(function.looking())
         # A copy of a tensor made in inference mode can be differentiated, unlike itself.
         z = z.detach().clone()
-        with _Counting() as of_one:
+        with _looking(outputs), _Counting() as of_one:
             try:
                 value, mean = outputs.values(z)
+                value = value.clone()  # what a generator returns may be a buffer that its next call changes
             except Exception as error:
                 raise _refusal(error, f"the generator or the feature map failed on {describe(z)}", outputs) from error
+        # float32 inside, for points in float64, has digits enough.
+        if _rounding(of_one.coarsest) > _rounding(torch.float32):
+            refuse_fewer_digits("generator or the feature map computes in", of_one.coarsest, z)
         finite(value, z)
+        # Once more, with what the first call changed put back before each call, as it will be from now on: noise that a
+        # module draws when it has none yet shows.
+        stack.enter_context(_looking(outputs))
         near, values, n_activations = _neighbours(outputs, z, of_one.n)
         _refuse_noise(outputs, near, value, values)
         n_data, n_values = mean[0].numel(), value.shape[1]
         stochastic = outputs.decode(z)[1] is not None
-        n_features = n_values - n_data * stochastic
-        changes = not torch.equal(values[0, :n_features], values[1, :n_features])
+        n_features = n_values - n_data * (stochastic and not outputs.sampled)
+        changes = not torch.equal(values[:1, :n_features].expand(3, -1), values[:, :n_features])
         forward = _check_derivatives(outputs, near[:2], changes, n_features)
     if z.shape[-1] >= n_features:
         warnings.warn(
@@ -78,20 +83,42 @@ def probe(outputs: Outputs, z: Tensor) -> Layout:
             "or only a change of coordinates",
             stacklevel=7,  # whoever calls a method of the metric
         )
-    weighted = stochastic and outputs.feature_map is not None
+    weighted = stochastic and outputs.feature_map is not None and not outputs.sampled
     return Layout(z.dtype, z.device, weighted, n_data, n_features, n_values, max(n_values, n_activations), forward)
 
 
-class _Counting(TorchDispatchMode):
-    """Counts the values that torch computes; views are not computed."""
+@contextmanager
+def _looking(outputs: Outputs) -> Iterator[None]:
+    with ExitStack() as stack:
+        for function in (outputs.generator, outputs.feature_map):
+            if function is not None:
+                stack.enter_context(function.looking())
+        yield
 
-    n = 0
+
+class _Counting(TorchDispatchMode):
+    """Counts the values that torch computes, and finds the dtype of fewest digits; views are not computed."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+        self.coarsest = torch.float64
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if all(found.alias_info is None for found in func._schema.returns):
-            self.n += sum(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+        schema = getattr(func, "_schema", None)
+        if schema is None or all(found.alias_info is None for found in schema.returns):
+            for x in tree_leaves(result):
+                if isinstance(x, Tensor):
+                    self.n += x.numel()
+                    self.coarsest = max(self.coarsest, x.dtype, key=_rounding)
         return result
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
 
 
 def _neighbours(outputs: Outputs, z: Tensor, n_of_one: int) -> tuple[Tensor, Tensor, int]:
@@ -106,7 +133,7 @@ def _neighbours(outputs: Outputs, z: Tensor, n_of_one: int) -> tuple[Tensor, Ten
         near = z - share * torch.tensor([[0.0], [0.5], [1.0]]).to(z) * weights.to(z) * away
         try:
             with _Counting() as counting:
-                values = outputs.values(near)[0]
+                values = outputs.values(near)[0].clone()
         except Exception as error:
             if share:
                 continue
@@ -118,19 +145,21 @@ def _neighbours(outputs: Outputs, z: Tensor, n_of_one: int) -> tuple[Tensor, Ten
 
 
 def _refuse_noise(outputs: Outputs, z: Tensor, alone: Tensor, values: Tensor) -> None:
-    """Refuse ``h`` (n, m) at ``z (n, d)`` that differs in a second call or, ``alone`` (1, m), of the first row."""
+    """Refuse ``h`` (n, m) at ``z (n, d)`` that differs in a second call, alone (1, m) or with the rows in reverse."""
     again = outputs.values(z)[0]
-    # Sums of some kernels of a GPU are taken in whatever order their parts come.
-    same = torch.equal(values, again) if z.device.type == "cpu" else _alike(values, again)
+    # Rounding differs a little where LAPACK's way depends on where in memory a matrix lies, and more where sums of a
+    # kernel of a GPU are taken in whatever order their parts come.
+    same = _alike(values, again, 100 * _rounding(z.dtype) if z.device.type == "cpu" else None)
     if not same and bool(values.isfinite().all()):
         raise ValueError(
             f"the output is random: the same points differ by {float((values - again).abs().max()):.2g} in two calls. "
             'Fix the noise (a buffer, noise_mode="const"), put dropout in eval mode, return the mean and not a sample'
         )
-    if not _alike(alone, values[:1]):
+    if not (_alike(alone, values[:1]) and _alike(outputs.values(z.flip(0))[0].flip(0), values)):
         raise ValueError(
-            "a point's output depends on the other points of the batch, or is random: put batch norm and dropout in "
-            "eval mode, `model.eval()`; statistics over the batch that stay in eval mode are replaced by fixed ones"
+            "a point's output depends on the other points of the batch or its place among them, or is random: put "
+            "batch norm and dropout in eval mode, `model.eval()`; statistics over the batch that stay in eval mode are "
+            "replaced by fixed ones, noise and labels that differ from row to row by one row, noise[:1]"
         )
 
 
@@ -144,12 +173,13 @@ def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: i
     directions = torch.stack([torch.ones_like(signs), signs])
     try:
         value, pull, _ = outputs.reverse(z)
+        value = value.clone()
         weights = torch.arange(value.numel(), device=z.device).to(value).cos().view_as(value)
         pulled, push = pull(weights), outputs.reverse_twice(z)[1]
         reverse = torch.stack([push(v.expand_as(z)) for v in directions])
     except Exception as error:
         what = "the generator or the feature map cannot be differentiated by torch"
-        raise _refusal(error, what, outputs, NUMPY) from error
+        raise _refusal(error, what, outputs) from error
     forward = None
     if not (_is_scripted(outputs.generator) or _is_scripted(outputs.feature_map)):
         # The call itself has just succeeded in reverse mode: an error now says that forward mode is not available, or
@@ -170,10 +200,18 @@ def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: i
             "a backward of the generator or of the feature map cannot be differentiated, with respect to the gradient "
             "that it is given: write it in torch operations, without once_differentiable and numpy"
         )
-    if changes and not bool(tangents[..., :n_features].any()):
+    if not bool(tangents[..., :n_features].any()) and (changes or not _is_linked(outputs, z)):
         raise ValueError(
-            "the output changes with z, but is cut off from it: something in the generator or the feature map "
-            f"disables gradients (detach, torch.inference_mode, numpy). {NUMPY}"
+            "the output changes with z in steps (round, sign, argmax, a comparison), or is cut off from it: something "
+            f"in the generator or the feature map disables gradients (detach, torch.inference_mode, numpy). {NUMPY}"
+        )
+    step = (z[1:] - z[:1]) / 100
+    told, seen = push(step.expand_as(z))[:, :n_features], (outputs.values(z + step)[0] - value)[:, :n_features]
+    if bool(seen.norm() < 0.01 * told.norm()) and told.abs().max() > 100 * _rounding(z.dtype) * value.abs().max():
+        raise ValueError(
+            "the output does not change as its derivatives say: it is quantised, with a derivative that is made up "
+            "(a straight-through estimator, as in VQ-VAEs), or has a wrong custom derivative. A metric of steps is 0: "
+            "give PullbackMetric the part after the quantisation"
         )
     if forward is not None and not _alike(forward, reverse, 1e-2):
         raise ValueError(
@@ -181,6 +219,14 @@ def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: i
             "disables gradients (torch.no_grad), detaches a part of it, or has a wrong custom derivative"
         )
     return forward is not None
+
+
+def _is_linked(outputs: Outputs, z: Tensor) -> bool:
+    """Whether a graph leads from ``h`` to ``z``."""
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        total = outputs.values(leaf)[0].sum()
+        return total.requires_grad and torch.autograd.grad(total, leaf, allow_unused=True)[0] is not None
 
 
 def _alike(a: Tensor, b: Tensor, relative: float | None = None) -> bool:
@@ -211,6 +257,16 @@ _REMEDIES = (
     ),
     (r"must match|Sizes of tensors|expanded size|invalid for input|batch_size|batch size", FIXED),
     (r"more than 1 value per channel|more than 1 spatial", "Batch norm in train mode: model.eval()."),
+    (
+        r"positional argument|keyword",
+        "It is called with z alone: lambda z: generator(z, label.expand(len(z), -1)) fixes what else it takes.",
+    ),
+    (
+        r"derivative for .* not implemented|not support backward",
+        "torch has no second derivative of that operation: use another, of plain torch operations (attention by "
+        "scaled_dot_product_attention, without sdpa_kernel).",
+    ),
+    (r"indices", "Whole numbers have no derivative: give the part after nn.Embedding, and let z be what that gives."),
     (r"use_reentrant|CheckpointFunction", "Activation checkpoints: checkpoint(..., use_reentrant=False)."),
 )
 

@@ -15,7 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-_ABSENT = object()
+from lgi.checks import describe
 
 
 class GeneratorError(ValueError):
@@ -35,15 +35,18 @@ class Watched:
         # What torch.compile makes of a module holds the module.
         self.function = getattr(function, "_orig_mod", function)
         self.modules: list[nn.Module] = [self.function] if isinstance(self.function, nn.Module) else []
-        self._replaced: list[tuple[dict[str, Any], str]] = []  # attributes and buffers, by place and name
-        self._moved: list[Tensor] = []  # buffers that are changed in place
+        self._replaced: dict[int, dict[Any, Any] | list[Any]] = {}  # attributes, buffers and what modules collect in
+        self._moved: dict[int, Tensor] = {}  # buffers that are changed in place
 
     def __call__(self, x: Tensor) -> Any:
         """What the function gives at x."""
-        before = [(place, name, place.get(name, _ABSENT)) for place, name in self._replaced]
-        values = [(buffer, buffer.clone()) for buffer in self._moved]
+        before = [(place, place.copy()) for place in self._replaced.values()]
+        values = [(buffer, buffer.clone()) for buffer in self._moved.values()]
         try:
             return self.function(x)
+        except Exception as error:
+            error.add_note(f"(lgi called it with {describe(x)}. Where it is not defined it may return NaN instead.)")
+            raise
         finally:
             # In a transform of torch.func, what a module keeps of a call (a normalised weight, its last features) is a
             # tensor that nobody can use or copy afterwards.
@@ -52,7 +55,7 @@ class Watched:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """See in a first call which modules there are and what of them it changes; refuse those in train mode."""
-        seen: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+        seen: dict[nn.Module, list[tuple[Any, Any]]] = {}
         values: list[tuple[Tensor, Tensor]] = []
         called: set[nn.Module] = set()
         thread = threading.get_ident()
@@ -60,8 +63,8 @@ class Watched:
         def keep(module: nn.Module) -> None:
             for part in set(module.modules()) - seen.keys():
                 # A scripted module makes its tensors anew for whoever asks, so that only their values tell a change.
-                places: list[Any] = [] if isinstance(part, torch.jit.ScriptModule) else [vars(part), part._buffers]
-                seen[part] = [(place, dict(place)) for place in places]
+                places = [] if isinstance(part, torch.jit.ScriptModule) else [vars(part), *vars(part).values()]
+                seen[part] = [(place, place.copy()) for place in places if isinstance(place, dict | list)]
                 values.extend((buffer, buffer.clone()) for buffer in part.buffers(recurse=False))
 
         def enter(module: nn.Module, _: Any) -> None:
@@ -82,24 +85,29 @@ class Watched:
                 yield
         finally:
             handle.remove()
-            before = [
-                (place, name, old.get(name, _ABSENT))
-                for place, old in chain(*seen.values())
-                for name in place.keys() | old.keys()
-                if place.get(name, _ABSENT) is not old.get(name, _ABSENT)
-            ]
+            before = [(place, old) for place, old in chain(*seen.values()) if not _holds(place, old)]
             values = [(buffer, value) for buffer, value in values if not torch.equal(buffer, value)]
             _put_back(before, values)
-            self._replaced = [(place, name) for place, name, _ in before]
-            self._moved = [buffer for buffer, _ in values]
+            self._replaced |= {id(place): place for place, _ in before}
+            self._moved |= {id(buffer): buffer for buffer, _ in values}
 
 
-def _put_back(before: list[tuple[dict[str, Any], str, Any]], values: list[tuple[Tensor, Tensor]]) -> None:
-    for place, name, value in before:
-        if value is _ABSENT:
-            place.pop(name, None)
+def _holds(place: Any, old: Any) -> bool:
+    """Whether a dict or list holds the same objects as its copy."""
+    if isinstance(place, list):
+        return len(place) == len(old) and all(a is b for a, b in zip(place, old, strict=True))
+    return place.keys() == old.keys() and all(place[name] is value for name, value in old.items())
+
+
+def _put_back(before: list[tuple[Any, Any]], values: list[tuple[Tensor, Tensor]]) -> None:
+    for place, old in before:
+        if isinstance(place, list):
+            place[:] = old
         else:
-            place[name] = value
+            # Not cleared first: an interrupt there would leave a module without anything.
+            place.update(old)
+            for name in place.keys() - old.keys():
+                del place[name]
     with torch.no_grad():
         for buffer, value in values:
             buffer.copy_(value)
@@ -135,7 +143,8 @@ def _what_is_wrong(module: nn.Module) -> str | None:
         )
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "has no parameters yet: call the model once, then give it to PullbackMetric"
-    if module.training and _depends_on_mode(module):
+    # A frozen scripted module has no mode.
+    if getattr(module, "training", False) and _depends_on_mode(module):
         return (
             "is in train mode, where its output is random or depends on the batch, or each call changes it: call "
             "eval() on the model"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -25,6 +26,7 @@ class Case:
     place: Callable[[Tensor], Tensor] = lambda z: z  # normal numbers to points
     dtype: torch.dtype = torch.float32
     refusal: str | None = None  # what the error says, where it is refused
+    since: str = "2.5"  # the torch that has the derivatives
 
     @property
     def name(self) -> str:
@@ -184,7 +186,7 @@ def bicubic_and_reflection() -> Any:
     return Then(forward, net=mlp(n=16))
 
 
-@works()
+@works(since="2.15")
 def grid_sample() -> Any:
     def forward(self: Any, z: Tensor) -> Tensor:
         theta = torch.stack([z.cos(), z.sin()], dim=1)
@@ -296,6 +298,44 @@ def coordinates_in_a_picture() -> Any:
     return Then(forward, net=mlp(4, 3))
 
 
+@works(d=16)
+def decoder_of_a_latent_diffusion_model() -> Any:
+    """Group norm, attention over pixels, upsampling; latents 4 x 2 x 2."""
+
+    def attend(self: Any, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        return x + functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).view_as(x)
+
+    block = Then(attend, norm=nn.GroupNorm(4, 8), qkv=nn.Conv2d(8, 24, 1))
+    up = (nn.Upsample(scale_factor=2), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1))
+    return nn.Sequential(nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 8, 3, padding=1), block, *up)
+
+
+@works(d=6)
+def normalising_flow() -> Any:
+    """Affine couplings: as many outputs as latent dimensions."""
+
+    def forward(self: Any, z: Tensor) -> Tensor:
+        for net in self.nets:
+            kept, changed = z.chunk(2, dim=1)
+            scale, shift = net(kept).chunk(2, dim=1)
+            z = torch.cat([changed * scale.tanh().exp() + shift, kept], dim=1)
+        return z
+
+    return Then(forward, nets=nn.ModuleList([mlp(3, 6) for _ in range(4)]))
+
+
+@works()
+def decompositions() -> Any:
+    """Whose last digit depends on where in memory their matrix lies."""
+
+    def forward(self: Any, z: Tensor) -> Tensor:
+        A = self.net(z).view(-1, 4, 6)
+        return torch.cat([torch.linalg.svdvals(A), torch.linalg.eigvalsh(A @ A.mT)], dim=1)
+
+    return Then(forward, net=mlp())
+
+
 # --- how they are called ---------------------------------------------------------------------------------------------
 
 
@@ -379,6 +419,35 @@ def keeps_what_it_has_seen() -> Any:
     return model
 
 
+@works()
+def collects_what_it_has_seen() -> Any:
+    """A hook that keeps features in a dict and in a list of the model, as people do to look at them."""
+    model = mlp()
+    model.seen, model.all_seen = {}, []
+    model[1].register_forward_hook(lambda module, inputs, output: model.seen.update(features=output))
+    model[0].register_forward_hook(lambda module, inputs, output: model.all_seen.append(output))
+    return model
+
+
+@works()
+def output_in_a_buffer_that_is_used_again() -> Any:
+    model, out = mlp(), torch.zeros(1000, 24)
+
+    def forward(z: Tensor) -> Tensor:
+        out[: len(z)] = model(z)
+        return out[: len(z)]
+
+    return lambda z: forward(z) if z.dtype == out.dtype else model(z), model
+
+
+@works()
+def scripted_and_frozen() -> Any:
+    """Without parameters and mode, so that it keeps its dtype."""
+    model = mlp().eval()
+    frozen = torch.jit.freeze(torch.jit.script(model))
+    return lambda z: frozen(z) if z.dtype == torch.float32 else model(z), model
+
+
 # --- own derivatives -------------------------------------------------------------------------------------------------
 
 
@@ -447,7 +516,7 @@ def gradient_of_an_energy() -> Any:
     return Then(forward, first=nn.Linear(2, 8), energy=mlp(8, 3))
 
 
-@works()
+@works(since="2.9")
 def distances_to_centres() -> Any:
     model = Then(lambda self, z: self.net((-torch.cdist(z, self.centres)).exp()), net=mlp(4))
     model.register_buffer("centres", 3 * torch.randn(4, 2))
@@ -558,6 +627,35 @@ def little_noise() -> Any:
     return Then(lambda self, z: self.net(z) + 0.003 * torch.randn(len(z), 1), net=mlp())
 
 
+@refused("output is random.*Fix the noise")
+def noise_drawn_by_the_first_call() -> Any:
+    """It would stay as it is, were the model not put back after each call."""
+
+    def forward(self: Any, z: Tensor) -> Tensor:
+        x = self.net(z)
+        self.noise = 0.1 * torch.randn_like(x[:1]) if self.noise is None else self.noise
+        return x + self.noise
+
+    return Then(forward, net=mlp(), noise=None)
+
+
+@refused(r"place among them.*one row, noise\[:1\]")
+def noise_of_a_fixed_batch() -> Any:
+    model, noise = mlp(), torch.randn(1000, 24)
+    return lambda z: model(z) + noise[: len(z)], model
+
+
+@refused(r"place among them.*one row")
+def labels_of_a_fixed_batch() -> Any:
+    model, labels = mlp(5), functional.one_hot(torch.arange(1000) % 3)
+    return lambda z: model(torch.cat([z, labels[: len(z)]], dim=1)), model
+
+
+@refused("other points of the batch")
+def rows_in_another_order() -> Any:
+    return Then(lambda self, z: self.net(z).flip(0), net=mlp())
+
+
 @refused(r"a log-variance\? return \(0\.5 \* logvar\)\.exp\(\)")
 def log_variance() -> Any:
     return Then(lambda self, z: self.net(z).chunk(2, dim=1), net=mlp())
@@ -663,6 +761,22 @@ def autocast_inside() -> Any:
     return Then(forward, net=mlp())
 
 
+@refused("computes in torch.bfloat16 for points in torch.float32: autocast or .half")
+def autocast_inside_and_back() -> Any:
+    def forward(self: Any, z: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.net(z)
+        return x.float()
+
+    return Then(forward, net=mlp())
+
+
+@refused("computes in torch.float16 for points in torch.float32.*convert the model")
+def half_precision_inside_and_back() -> Any:
+    model = mlp().half()
+    return lambda z: model(z.half()).float()
+
+
 @refused("use_reentrant=False")
 def checkpointed_in_the_older_form() -> Any:
     return Then(lambda self, z: checkpoint(self.net, z, use_reentrant=True), net=mlp())
@@ -682,6 +796,72 @@ def detached() -> Any:
 def without_gradients() -> Any:
     model = mlp()
     return torch.no_grad()(model.forward), model
+
+
+@refused("quantised, with a derivative that is made up.*straight-through.*part after the quantisation")
+def straight_through() -> Any:
+    """As in VQ-VAEs."""
+
+    def forward(self: Any, z: Tensor) -> Tensor:
+        x = self.net(z).view(-1, 4, 6)
+        nearest = (x[:, :, None] - self.codes).square().sum(-1).argmin(-1)
+        return self.decoder((x + (self.codes[nearest] - x).detach()).flatten(1))
+
+    return Then(forward, net=mlp(), codes=nn.Parameter(torch.randn(5, 6)), decoder=nn.Linear(24, 30))
+
+
+@refused("changes with z in steps.*round, sign, argmax")
+def rounded() -> Any:
+    return Then(lambda self, z: (self.net(z) * 255).round() / 255, net=mlp())
+
+
+@refused("in steps.*a comparison.*or is cut off from it")
+def binarised() -> Any:
+    """All the same at the first points."""
+    return Then(lambda self, z: (self.net(z) + 5 > 0).float(), net=mlp())
+
+
+@refused("or is cut off from it")
+def another_variable() -> Any:
+    return Then(lambda self, z: self.net(torch.zeros_like(z)), net=mlp())
+
+
+@refused("no second derivative of that operation.*without sdpa_kernel")
+def attention_by_a_fused_kernel() -> Any:
+    def attend(self: Any, x: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0]
+
+    return sequence(attend)
+
+
+@refused("no second derivative of that operation")
+def activation_without_a_second_derivative() -> Any:
+    return mlp(activation=nn.Hardsigmoid)
+
+
+@refused("Whole numbers have no derivative.*after nn.Embedding")
+def discrete_latents() -> Any:
+    return nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(16, 24))
+
+
+@refused(r"missing 1 required positional argument: 'y'.*lambda z: generator\(z, label.expand\(len\(z\), -1\)\)")
+def label_that_is_not_given() -> Any:
+    class Conditional(nn.Module):
+        def forward(self, z: Tensor, y: Tensor) -> Tensor:
+            return torch.cat([z, y], dim=1)
+
+    return Conditional()
+
+
+@refused("torch.uint8.*return what is rounded before it is")
+def bytes_of_an_image() -> Any:
+    return Then(lambda self, z: (255 * self.net(z).sigmoid()).to(torch.uint8), net=mlp())
+
+
+@refused("torch.complex64.*torch.view_as_real")
+def complex_numbers() -> Any:
+    return Then(lambda self, z: torch.fft.rfft(self.net(z)), net=mlp())
 
 
 @refused("floating-point tensor or a pair")
