@@ -582,7 +582,7 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
         (
             "codes of another model",
             "the original two-model script: model 2 is judged at the codes of model 1",
-            "return restore_codes(_shipped(name), device)",
+            "return restore_codes(_shipped(_file(name, seed)), device)",
             'return restore_codes(_shipped("vae1"), device)',
             ["test_codes_are_those_of_the_model_asked_for"],
         ),
