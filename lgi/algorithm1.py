@@ -37,6 +37,7 @@ from lgi.metric.base import check_metric
 from lgi.models import pick_device
 from lgi.progress import exit_status, terminable
 from lgi.solver import SolverSettings, shorten
+from lgi.solver.methods import chosen
 from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
 
 # Latent dimension above which products with the metric cost less than the whole of it.
@@ -243,13 +244,12 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
     try:
         json.dumps(settings["about"], allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected about to be made of finite numbers, strings, lists and mappings: {error}"
-        ) from error
+        raise ValueError(f"expected about as finite numbers, strings, lists and mappings: {error}") from error
     if any(x.is_inference() for x in parameters(metric)):
         raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)
     settings["latent_dim"] = d = _one_latent_dim(metric, codes, latent_dim)
+    settings["solver"]["method"] = chosen(settings["solver"]["method"], d)
     if settings["eigenvectors"] == "lanczos" and direction == "minimal":
         raise ValueError('Lanczos iterations find maximal eigenvectors only: use eigenvectors="eigh"')
     if settings["eigenvectors"] == "auto":
@@ -320,8 +320,8 @@ class _Sampler:
         towards = torch.from_numpy(np.random.default_rng(0).standard_normal(start.shape))
         # Where the study's own samples are, a metric that is another one only here or there shows.
         n, seed = self.study_settings["n_samples"], self.study_settings["seed"]
-        own, steps, _ = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)
-        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), (own, steps))]
+        own = self.draw(np.linspace(0, n - 1, min(n, _PROBES)).astype(int).tolist(), seed)[:2]
+        at = [(self.place(z), self.place(v)) for z, v in ((start, towards), own)]
         return fingerprint(self.metric, *at, codes=self.codes)
 
     def place(self, z: Tensor) -> Tensor:
@@ -426,8 +426,8 @@ class _Sampler:
     def _columns(
         self, samples: Sequence[int], start: Tensor, end: Tensor, rows: dict[str, Tensor], measured: dict[str, Tensor]
     ) -> Table:
-        index, settings = torch.tensor(samples), self.study_settings
-        return Study(index=index, start=start.cpu(), end=end.cpu(), **measured, **rows, settings=settings).columns
+        known = {"index": torch.tensor(samples), "start": start.cpu(), "end": end.cpu()} | measured | rows
+        return Study(**known, settings=self.study_settings).columns
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from lgi.checks import describe
 from lgi.metric import Metric
 from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
-from lgi.studies import UncertifiedWarning, bootstrap_interval, doubt
+from lgi.statistics import bootstrap_interval, doubt
+from lgi.studies import UncertifiedWarning
 
 
 class StatisticalTest(NamedTuple):
@@ -103,7 +104,7 @@ class Comparison:
 
     @cached_property
     def confidence_interval(self) -> tuple[float, float]:
-        """95 % interval of the mean difference over pairs, see :func:`lgi.studies.bootstrap_interval`."""
+        """95 % interval of the mean difference over pairs, see :func:`lgi.statistics.bootstrap_interval`."""
         return bootstrap_interval(self.difference.numpy(), least=-1, most=1)
 
     @cached_property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lgi.metric import Metric
+from lgi.metric.batching import eigh
 
 
 def towards_origin(space: Tensor, z: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def _lanczos(metric: Metric, z: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         for _ in range(2):
             product = product - (basis.mT @ (basis @ product[..., None]))[..., 0]
         rest = torch.linalg.vector_norm(product, dim=-1)
-        eigenvalues, vectors = torch.linalg.eigh(tridiagonal[:, : k + 1, : k + 1])
+        eigenvalues, vectors = eigh(tridiagonal[:, : k + 1, : k + 1])
         largest, top = eigenvalues[:, -1], vectors[..., -1]
         # What is exact stays as it is: further products add rounding, which an eigenspace does not withstand.
         found = torch.where(exact[:, None], found, (basis.mT @ top[..., None])[..., 0])

@@ -7,7 +7,7 @@ frozen, in eval mode, free of in-place operations, and differentiable in reverse
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -153,21 +153,25 @@ class LogisticRegression(nn.Module):
         ValueError
             If an image has another number of entries, or the dtype is not that of the weights.
         """
-        logits = self._logits(images)
-        if self.output == "logits":
-            return logits
-        return logits.log_softmax(-1) if self.output == "log_probabilities" else logits.softmax(-1)
+        logits = self.logits(images)
+        return logits if self.link is None else self.link(logits, -1)
+
+    @property
+    def link(self) -> Callable[[Tensor, int], Tensor] | None:
+        """What is made of the logits, ``link(logits, dim)``; None where these themselves are the output."""
+        return {"probabilities": torch.softmax, "log_probabilities": torch.log_softmax}.get(self.output)
 
     def predict(self, images: Tensor) -> Tensor:
         """Most probable labels, shape (n,), of images (n, *data_shape)."""
-        return self.classes[self._logits(images).argmax(-1)]
+        return self.classes[self.logits(images).argmax(-1)]
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Fraction, in [0, 1], of the images (n, *data_shape) whose predicted label is that of `labels` (n,)."""
         _check_labels(labels, images)
         return (self.predict(images) == labels).double().mean().item()
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
+        """``W x + b``, shape (n, n_classes), of images (n, *data_shape), whatever `output` is."""
         _check_images(images, self.weight)
         if images.ndim < 2 or images.shape[1:].numel() != self.weight.shape[1]:
             raise ValueError(

@@ -97,6 +97,8 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
             waits[_blame()] += len(masks)
     elif name == "resize_":
         raise NotImplementedError("a wrapper cannot be resized: make the tensor in another way")
+    elif name == "_linalg_eigh":
+        raise RuntimeError("cuSOLVER gives up on some matrices: lgi.metric.batching.eigh")
     if "device" in kwargs:
         flat, spec = pytree.tree_flatten((args, kwargs | {"device": torch.device("cpu")}))
         if name == "_to_copy" and not there:
@@ -145,10 +147,19 @@ class _Created(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class _Backend:
+    """What torch asks the module of a device for: there is none whose random state could be kept."""
+
+    is_available = is_initialized = staticmethod(lambda: False)
+    device_count = current_device = staticmethod(lambda: 0)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    manual_seed_all = staticmethod(lambda seed: None)
+
+
 @cache
 def _registered() -> torch.library.Library:
     """Make torch know the device; once in a process, it cannot be taken back."""
-    _setup_privateuseone_for_python_backend(NAME)
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(lambda operation, *args, **kwargs: _run(operation, args, kwargs), "PrivateUse1")
     return fallback

@@ -183,6 +183,40 @@ def walls() -> str:
     return _table(titles, rows)
 
 
+def gpu() -> str:
+    """A GPU beside the processor of the same machine."""
+    recorded = _recorded("gpu")
+    metric, study = recorded["metric"], recorded["algorithm_1"]
+    rows = [
+        [
+            f"metric of VAE1, {eq}, \N{MICRO SIGN}s a point",
+            *(f"{metric[d][eq]['microseconds a point']:.3g}" for d in ("cuda", "cpu")),
+        ]
+        for eq in ("eq. 2", "eq. 4")
+    ]
+    rows.append(
+        ["Algorithm 1 on VAE1, 1000 samples, s", *(f"{study[d]['1000']['seconds']:.0f}" for d in ("cuda", "cpu"))]
+    )
+    for name, row in recorded["hard"]["cuda"].items():
+        beside = recorded["hard"]["cpu"].get(name)
+        other = "" if beside is None else f"{beside['milliseconds a pair']:.0f} ({beside['pairs']} pairs)"
+        rows.append(
+            [
+                f"curves, `{name.split(',')[0]}`,{name.split(',')[1]}, ms a pair",
+                f"{row['milliseconds a pair']:.0f}",
+                other,
+            ]
+        )
+    large = recorded["large"]["cuda"]
+    curves, seconds = large["curves"], large["seconds, tensor at 2 points"]
+    titles = f"| {recorded['gpu']}, torch {recorded['provenance']['versions']['torch']} | GPU | CPU, 6 threads |"
+    return _table(titles, rows) + (
+        f"\n\nImages 3 x 256 x 256 at d = 512: the metric at two points in {seconds} s, curves of "
+        f"{curves['pairs']} pairs in {curves['seconds']:.0f} s "
+        f"({curves['certified']:.0%} certified), {curves['peak GiB']:.1f} GiB at most."
+    )
+
+
 def algorithm1() -> str:
     """Algorithm 1 by every method."""
     recorded, rows = _recorded("algorithm1"), []
@@ -211,7 +245,7 @@ def comparison() -> str:
     )
 
 
-_PARTS = (series, results, departures, benchmark, geodesics, walls, algorithm1, comparison)
+_PARTS = (series, results, departures, benchmark, geodesics, walls, gpu, algorithm1, comparison)
 
 
 def generated(text: str) -> str:

@@ -1,6 +1,7 @@
 """Everything on a simulated accelerator: nothing is mixed with the CPU, results are the CPU's, and waiting is rare."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lgi import SolverSettings, datasets
 from lgi.algorithm1 import worst_case_improvement
 from lgi.features import VGG19Features
 from lgi.metric import metric_fields
+from lgi.metric.derivatives import differentiable
 from lgi.models import GAN, VAE, Architecture
 from lgi.paper import shorter_curve, stochastic_metric
 from lgi.solver import search
@@ -25,9 +27,13 @@ from lgi.training import (
     train_vae,
 )
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch._C._acc, "register_python_privateuseone_hook"), reason="this torch cannot simulate a device"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not hasattr(torch._C._acc, "register_python_privateuseone_hook"), reason="this torch cannot simulate a device"
+    ),
+    # torch 2.11 warns so when a process's first product on a GPU is one of a backward pass, and then makes the context.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
+]
 QUIET = SolverSettings(progress=False)
 START = torch.tensor([[0.5, -0.5], [0.0, 0.5], [-1.0, 1.0]])
 END = torch.tensor([[1.0, 0.3], [1.0, -1.0], [0.5, 0.5]])
@@ -41,7 +47,9 @@ def there(request):
         with simulated():
             yield NAME
     else:
+        state = random.getstate()  # which torch's optimisers draw from there
         yield request.param
+        random.setstate(state)
 
 
 def metric(device="cpu", *, feature_map=None, model="vae1"):
@@ -58,7 +66,10 @@ def same(result, expected, **tolerances):
             same(one, other, **tolerances)
     else:
         assert result.device.type != "cpu"
-        assert_close(result.cpu(), expected, **({"rtol": 1e-4, "atol": 1e-6} | tolerances))
+        tolerances = {"rtol": 1e-4, "atol": 1e-6} | tolerances
+        if result.device.type == "cuda":  # which sums in another order
+            tolerances["rtol"] *= 10
+        assert_close(result.cpu(), expected, **tolerances)
 
 
 def test_the_simulation_is_as_strict_as_a_gpu(there):
@@ -100,7 +111,8 @@ def test_vgg_features(there):
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     features = VGG19Features("relu1_2")
     expected = features(images)
-    same(features.to(there)(images.to(there)), expected)
+    with differentiable(torch.device(there)):  # as a metric calls them: without TensorFloat-32
+        same(features.to(there)(images.to(there)), expected, atol=1e-3)  # of values up to 500
 
 
 @pytest.mark.parametrize(

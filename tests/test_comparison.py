@@ -14,7 +14,8 @@ import lgi
 from lgi.comparison import Comparison, compare_models
 from lgi.metric import PullbackMetric
 from lgi.solver import SolverSettings
-from lgi.studies import UncertifiedWarning, bootstrap_interval
+from lgi.statistics import bootstrap_interval
+from lgi.studies import UncertifiedWarning
 
 
 def pairs(n=12, d=2, seed=0):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
 
 from lgi import paper
+from lgi.features import ClassifierOutput, LogisticRegression
 from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric, metric_fields
 
 D, K = 12, 5
@@ -58,6 +59,11 @@ def curved_features(n_features: int = K) -> nn.Module:
     return layers
 
 
+def classifier(n_classes: int = 3, output: ClassifierOutput = "probabilities") -> LogisticRegression:
+    weight, bias = 2 * randn(n_classes, D, seed=2), randn(n_classes, seed=3)
+    return LogisticRegression(weight, bias, torch.arange(n_classes), output=output)
+
+
 def metrics() -> dict[str, PullbackMetric]:
     decoder, features = Decoder(), curved_features()
     return {
@@ -66,6 +72,8 @@ def metrics() -> dict[str, PullbackMetric]:
         "eq3": PullbackMetric(decoder.mean, features),
         "eq4": PullbackMetric(decoder, features),
         "eq4_many_features": PullbackMetric(decoder, curved_features(17)),
+        "sampled": PullbackMetric(decoder, features, noise="sampled", n_draws=5),
+        "sampled_affine_first": PullbackMetric(decoder, classifier(), noise="sampled", n_draws=6),
         "eq4_probes": PullbackMetric(decoder, features, n_probes=3),
     }
 
@@ -79,8 +87,23 @@ def metric(request: pytest.FixtureRequest) -> PullbackMetric:
 
 
 def brute_force(metric: PullbackMetric, z: Tensor) -> Tensor:
-    """Eqs 1-4 (n, d, d) as the paper writes them; test_paper.py holds these against closed forms and Monte Carlo."""
+    """Eqs 1-4 (n, d, d) as the paper writes them; test_paper.py holds these against closed forms and Monte Carlo.
+
+    Of fixed draws, the mean of eq. 3 over them.
+    """
     generator, feature_map = metric.generator, metric.feature_map
+    if metric.noise == "sampled":
+        mean = generator(z)[0]
+        draws = metric._outputs.noise.draws(mean, getattr(feature_map, "weight", None)).unflatten(1, (1, 4, 3))
+        assert len(draws) == metric.n_draws
+
+        def of_draw(z: Tensor, epsilon: Tensor) -> Tensor:
+            J = jacrev(
+                lambda z: feature_map(sum(x * y for x, y in zip(generator(z[None]), (1, epsilon), strict=True)))
+            )(z)[0]
+            return J.T @ J
+
+        return vmap(lambda z: vmap(of_draw, in_dims=(None, 0))(z, draws).mean(0))(z)
     stochastic = isinstance(generator(z), tuple)
     if feature_map is None:
         plain = partial(paper.stochastic_metric if stochastic else paper.deterministic_metric, generator)
@@ -151,7 +174,7 @@ def test_estimated_diagonal_is_unbiased_and_of_the_stated_error() -> None:
 # ---- embedding, for the solver ----
 
 
-@pytest.mark.parametrize("equation", ["eq1", "eq2", "eq3"])
+@pytest.mark.parametrize("equation", ["eq1", "eq2", "eq3", "sampled", "sampled_affine_first"])
 def test_embedding_and_its_columns(equation: str) -> None:
     metric, z = metrics()[equation], randn(3, 4, 2)
     assert metric.has_embedding(z)

@@ -514,7 +514,7 @@ def test_other_bad_input():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"method": "newton"}, "gauss-newton, lbfgs, gradient"),
+        ({"method": "newton"}, "auto, gauss-newton, lbfgs, gradient"),
         ({"starts": "random"}, "line, graph, multi"),
         ({"n_control": 3}, "n_control to be at least 4"),
         ({"chunk_size": 0}, "chunk_size to be at least 1"),

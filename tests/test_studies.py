@@ -20,7 +20,8 @@ from lgi.algorithm1 import worst_case_improvement
 from lgi.fingerprints import one_computed_again
 from lgi.metric import PullbackMetric
 from lgi.solver import SolverSettings
-from lgi.studies import UncertifiedWarning, bootstrap_interval, load_study, merge_studies
+from lgi.statistics import bootstrap_interval
+from lgi.studies import UncertifiedWarning, load_study, merge_studies
 
 
 class Generator(nn.Module):

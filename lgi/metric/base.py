@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lgi.checks import describe
-from lgi.metric.batching import check_points, finite, in_chunks, paired, semidefinite
+from lgi.metric.batching import check_points, eigh, finite, in_chunks, paired, semidefinite
 from lgi.metric.derivatives import reverse
 
 
@@ -295,7 +295,7 @@ class Metric(ABC):
         -----
         The tensor is accumulated and decomposed in float64: its condition number is the square of the Jacobian's.
         """
-        eigenvalues, eigenvectors = torch.linalg.eigh(self._tensors(self._precise_tensor, z))
+        eigenvalues, eigenvectors = eigh(self._tensors(self._precise_tensor, z))
         return eigenvalues.to(z), eigenvectors.to(z)
 
     def log_volume(self, z: Tensor) -> Tensor:
@@ -337,7 +337,7 @@ class Metric(ABC):
         return log_condition(self._eigenvalues(z)).to(z)
 
     def _eigenvalues(self, z: Tensor) -> Tensor:
-        return torch.linalg.eigvalsh(self._tensors(self._precise_tensor, z))
+        return eigh(self._tensors(self._precise_tensor, z))[0]
 
     def _refuse_negative(self, squared_speed: Tensor, z: Tensor) -> None:
         """Refuse squared speeds (...) at points (..., d) that are negative by more than the rounding of ``M``."""

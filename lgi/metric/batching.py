@@ -118,6 +118,16 @@ def finite(result: Tensor, z: Tensor) -> Tensor:
     return result
 
 
+def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and -vectors of symmetric matrices (..., d, d), by LAPACK on the CPU wherever they are.
+
+    On a GPU, cuSOLVER takes those larger than 32 x 32 one after the other, and gives up on some that LAPACK decomposes:
+    on an H200, Hessians of curves through the class probabilities.
+    """
+    values, vectors = torch.linalg.eigh(M.cpu())
+    return values.to(M.device), vectors.to(M.device)
+
+
 def semidefinite(M: Tensor, z: Tensor) -> Tensor:
     """Refuse tensors (..., d, d) not finite or with a negative eigenvalue, naming the first such point (..., d)."""
     finite(M, z)

@@ -12,6 +12,7 @@ from torch.func import jvp
 
 from lgi.checks import describe
 from lgi.metric.derivatives import Linear, reverse, reverse_twice
+from lgi.metric.noise import AffineFirst, Noise
 from lgi.metric.watching import GeneratorError, Watched
 
 Generator: TypeAlias = Callable[[Tensor], Any]
@@ -35,12 +36,22 @@ NUMPY = (
 class Outputs:
     """The map ``h``: mean, or features of the mean, then the standard deviation if there is one, in one vector (m,).
 
+    With noise: features of all draws of a stochastic generator, and no standard deviation.
+
     Every method takes one chunk of points ``z (n, d)`` and, beside what it is asked for, returns the mean
     ``(n, *data_shape)``, where eq. 4 wants the feature map's Jacobian.
     """
 
     generator: Watched
     feature_map: Watched | None
+    noise: Noise | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether ``h`` is made of draws; of an affine map, eq. 4 is the expectation, and of none, eq. 2."""
+        function = None if self.feature_map is None else self.feature_map.function
+        affine = isinstance(function, AffineFirst) and function.link is None
+        return self.noise is not None and self.feature_map is not None and not affine
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and, of a stochastic generator, standard deviation."""
@@ -69,17 +80,27 @@ class Outputs:
     def values(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``h(z)`` (n, m) and the mean."""
         mean, std = self.decode(z)
-        first = mean
-        if self.feature_map is not None:
-            first = self.feature_map(mean)
-            if not isinstance(first, Tensor) or not first.is_floating_point():
-                raise GeneratorError(
-                    f"expected the feature map to return a floating-point tensor, got {describe(first)}"
-                )
-            _check_batch("feature map", len(z), mean.shape, first)
-            first = _in_precision("feature map", first, z)
-        first = first.reshape(len(z), -1)
+        if self.noise is not None and std is None:
+            raise GeneratorError(
+                'noise="sampled" is of a generator that returns (mean, std), and this one returns one tensor: without '
+                'noise there is nothing to expect, so leave it at noise="linearised" (eq. 3)'
+            )
+        if self.sampled:
+            assert self.noise is not None
+            assert self.feature_map is not None
+            assert std is not None
+            return self.noise.features(self.features, mean, std, self.feature_map.function), mean
+        first = (mean if self.feature_map is None else self.features(mean)).reshape(len(z), -1)
         return (first if std is None else torch.cat([first, std.reshape(len(z), -1)], dim=1)), mean
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the feature map gives of data (n, *data_shape), checked."""
+        assert self.feature_map is not None
+        found = self.feature_map(x)
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            raise GeneratorError(f"expected the feature map to return a floating-point tensor, got {describe(found)}")
+        _check_batch("feature map", len(x), x.shape, found)
+        return _in_precision("feature map", found, x)
 
     def forward(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``h(z)``, ``J_h v`` and the mean, in one pass of forward mode."""

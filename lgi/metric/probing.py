@@ -74,7 +74,7 @@ def probe(outputs: Outputs, z: Tensor) -> Layout:
         _refuse_noise(outputs, near, value, values)
         n_data, n_values = mean[0].numel(), value.shape[1]
         stochastic = outputs.decode(z)[1] is not None
-        n_features = n_values - n_data * stochastic
+        n_features = n_values - n_data * (stochastic and not outputs.sampled)
         changes = not torch.equal(values[:1, :n_features].expand(3, -1), values[:, :n_features])
         forward = _check_derivatives(outputs, near[:2], changes, n_features)
     if z.shape[-1] >= n_features:
@@ -83,7 +83,7 @@ def probe(outputs: Outputs, z: Tensor) -> Layout:
             "or only a change of coordinates",
             stacklevel=7,  # whoever calls a method of the metric
         )
-    weighted = stochastic and outputs.feature_map is not None
+    weighted = stochastic and outputs.feature_map is not None and not outputs.sampled
     return Layout(z.dtype, z.device, weighted, n_data, n_features, n_values, max(n_values, n_activations), forward)
 
 

@@ -1,16 +1,21 @@
 """The paper's metric: the pull-back of a generator, seen directly or through a feature map (eqs 1-4, App. E)."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from lgi.checks import at_least
+from lgi.checks import at_least, one_of
 from lgi.metric.base import Metric, square_root
 from lgi.metric.batching import check_points, finite, first_point
 from lgi.metric.derivatives import reverse
 from lgi.metric.generators import FeatureMap, Generator, Outputs, known_latent_dim
+from lgi.metric.noise import Noise
 from lgi.metric.probing import Layout, probe
 from lgi.metric.watching import Watched, refuse_train_mode
+
+NoiseModel = Literal["linearised", "sampled"]
 
 
 class PullbackMetric(Metric):
@@ -23,6 +28,12 @@ class PullbackMetric(Metric):
     - eq. 2: ``M = J_mu^T J_mu + J_sigma^T J_sigma``
     - eq. 3: ``M = J^T M_F J``
     - eq. 4: ``M = J_mu^T M_F J_mu + J_sigma^T diag(M_F) J_sigma`` (App. E)
+
+    Eq. 4 is the expected metric ``E[J^T J]``, ``J = d f(mu(z) + sigma(z) eps) / dz`` with ``eps ~ N(0, I)``, of affine
+    feature maps only: App. E takes ``J_F`` out of the expectation, though it is taken at the output, which is random.
+    Of others it is a linearisation, at the mean. The expectation itself is ``noise="sampled"``:
+
+    - ``M = (1/K) sum_k J_k^T J_k``, ``J_k = d f(mu(z) + sigma(z) eps_k) / dz``, with ``K`` fixed draws ``eps_k``.
 
     Parameters
     ----------
@@ -39,12 +50,21 @@ class PullbackMetric(Metric):
     n_probes : int, optional
         Estimate ``diag(M_F)`` in eq. 4 by Hutchinson's method with so many random signs; by default it is exact. The
         relative error of an entry is at most ``sqrt(2 / n_probes)`` (one standard deviation).
+    noise : {"linearised", "sampled"}
+        Which metric belongs to a feature map on a stochastic generator: eq. 4, the paper's, or the expected one. Of an
+        affine feature map that says so (`LogisticRegression` with logits), and without one, they are the same, and
+        the exact eqs 4 and 2 are used.
+    n_draws : int
+        ``K``, at least 2: pairs of draws ``eps, -eps`` that are the same at all points. The error falls with their
+        number, at least as ``K^-1/2``; :meth:`noise_error` measures it.
     seed : int
-        Of these signs. They are the same at all points, so that the metric remains a smooth function of ``z``.
+        Of these signs, or draws. They are the same at all points, so that the metric remains a smooth function of
+        ``z``.
 
     Raises
     ------
     ValueError
+        If ``noise`` is neither of both, ``n_draws`` below 2, or ``noise`` sampled and the generator without std.
         From any method: if ``z`` is not floating point or has another last dimension; if a module with batch norm,
         dropout or spectral norm is in train mode; if outputs lack the batch dimension, mix rows, differ in shape, are
         cut off from ``z``, random, of fewer digits than ``z``, or not finite; if a standard deviation is negative.
@@ -67,6 +87,16 @@ class PullbackMetric(Metric):
     With ``K`` features and ``D`` data values, the exact diagonal in eq. 4 takes ``K`` reverse passes over the feature
     map, or ``D`` forward passes where these are fewer; an estimate takes ``n_probes``.
 
+    *Sampled.* The metric is the pull-back of ``h(z) = [f(mu(z) + sigma(z) eps_k)]_k / sqrt(K)``, so that everything
+    that has been said of eq. 1 holds: it has an embedding, and the solver works with it as with any. Its value has
+    ``K`` times as many entries as there are features; where there is no graph to be kept, the feature map sees so many
+    draws at a time as bounded memory allows. A feature map that begins with an affine layer and has ``weight``,
+    ``link`` and ``logits`` (`LogisticRegression`) sees of the noise of a draw only ``W (sigma eps_k)``, ``C`` numbers
+    linear in ``sigma``: one product of ``sigma`` with a matrix ``(K C, D)`` gives all of them, and the draws are
+    quasi-random in the ``C`` directions that count. An integral over the logits alone, by Gauss and Hermite, would be
+    smoother and is not used: logits and their derivatives are jointly Gaussian, with covariances that change with
+    ``z``, and the result is no longer the pull-back of a map, from whose values lengths and certificates are taken.
+
     References
     ----------
     Michelis & Becker (2021), eqs 1-4 and App. E. Arvanitidis, Hansen & Hauberg (2018) for eq. 2. Bekas, Kokiopoulou &
@@ -81,18 +111,25 @@ class PullbackMetric(Metric):
         latent_dim: int | None = None,
         chunk_size: int | None = None,
         n_probes: int | None = None,
+        noise: NoiseModel = "linearised",
+        n_draws: int = 256,
         seed: int = 0,
     ) -> None:
         if not callable(generator) or not (feature_map is None or callable(feature_map)):
             raise ValueError(f"expected callables, got generator {generator!r} and feature map {feature_map!r}")
         at_least(1, latent_dim=latent_dim, chunk_size=chunk_size, n_probes=n_probes)
+        at_least(2, n_draws=n_draws)
+        one_of(get_args(NoiseModel), noise=noise)
         self.generator = generator
         self.feature_map = feature_map
         self.latent_dim = known_latent_dim(generator) if latent_dim is None else latent_dim
         self.chunk_size = chunk_size
         self.n_probes = n_probes
+        self.noise = noise
+        self.n_draws = n_draws
         self.seed = seed
-        self._outputs = Outputs(Watched(generator), None if feature_map is None else Watched(feature_map))
+        draws = Noise(n_draws, seed) if noise == "sampled" else None
+        self._outputs = Outputs(Watched(generator), None if feature_map is None else Watched(feature_map), draws)
         self._layout: Layout | None = None
         refuse_train_mode(generator, feature_map)
 
@@ -119,8 +156,49 @@ class PullbackMetric(Metric):
         """
         return finite(self._evaluate(lambda z: self._outputs.decode(z)[0], z), z)
 
+    def noise_error(self, z: Tensor, n_replicates: int = 8) -> Tensor:
+        """Standard error of the trace of the metric, as an estimate of that of the expected one.
+
+        It is the standard deviation of the trace over metrics with other draws, as many each.
+
+        Parameters
+        ----------
+        z : Tensor, shape (..., d)
+        n_replicates : int
+            Metrics with seeds of their own, at least 2, each as expensive as this one. The relative error of a standard
+            error from so many is about ``(2 n_replicates - 2)^-1/2``, and more where rare draws count.
+
+        Returns
+        -------
+        Tensor, shape (...)
+            In the units of the trace; 0 where the expectation is exact: without feature map, or with an affine one.
+
+        Raises
+        ------
+        ValueError
+            If the noise is linearised, ``n_replicates`` below 2, or ``z`` does not fit the latent space.
+        """
+        at_least(2, n_replicates=n_replicates)
+        if self.noise == "linearised":
+            raise ValueError(
+                'eq. 4 has no draws that could vary: how far it is from the expected metric tells noise="sampled"'
+            )
+        traces = []
+        for seed in range(self.seed + 1, self.seed + 1 + n_replicates):
+            other = PullbackMetric(
+                self.generator,
+                self.feature_map,
+                latent_dim=self.latent_dim,
+                chunk_size=self.chunk_size,
+                noise="sampled",
+                n_draws=self.n_draws,
+                seed=seed,
+            )
+            traces.append(other.tensor(z).diagonal(dim1=-2, dim2=-1).sum(-1))
+        return torch.stack(traces).std(0)
+
     def has_embedding(self, z: Tensor) -> bool:
-        """Whether the metric is the pull-back of a map: eqs 1 to 3, not eq. 4.
+        """Whether the metric is the pull-back of a map: eqs 1 to 3 and the sampled metric, not eq. 4.
 
         Parameters
         ----------

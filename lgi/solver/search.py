@@ -11,7 +11,7 @@ from torch import Tensor
 from lgi.checks import NotFiniteError
 from lgi.solver.certificate import DOUBLINGS
 from lgi.solver.energy import Energy, Sample
-from lgi.solver.methods import METHODS
+from lgi.solver.methods import METHODS, chosen
 from lgi.solver.methods.base import Group, Method, Stage, Steps
 from lgi.solver.refinement import Level, Levels, prolongation
 from lgi.solver.result import CERTIFIED, UNCERTAIN, Found, Status, among
@@ -34,7 +34,7 @@ class Search:
 
     def __init__(self, energy: Energy, settings: SolverSettings, levels: Levels, start: Tensor, end: Tensor) -> None:
         self.energy, self.settings, self.levels, self.start, self.end = energy, settings, levels, start, end
-        self.method = METHODS[settings.method]
+        self.method = METHODS[chosen(settings.method, energy.d)]
         self.found = Found.nothing(start, len(levels.all[-1].knots) - 4)
         self.verdict = Verdict(energy, settings, self.found, start, end)
         self.history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -84,6 +84,7 @@ class Search:
             has_finer_grid=self.levels.has_finer_grid(number),
         )
         method = self.method(stage)
+        self.found.n_rows[index] += method.n_rows
         live = torch.arange(len(index), device=index.device)
         while True:
             # Where derivatives jump, steps never keep their promise: the search ends when it gains no more.

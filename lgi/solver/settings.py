@@ -17,14 +17,14 @@ class SolverSettings:
 
     Attributes
     ----------
-    method : {"gauss-newton", "lbfgs", "gradient"}
-        A key of ``lgi.solver.methods.METHODS``. ``"gauss-newton"`` needs ``d`` forward derivatives a point now and
-        then, ``"lbfgs"`` none: for large ``d``. ``"gradient"`` is gradient descent on the energy from two free control
-        points, with one more on each plateau, as in the paper, but for this: a plateau is one of the energy, which is
-        what it lowers, and not of the length (relatively less than ``length_tolerance`` in five iterations); the size
-        of the steps is not given, but found for each curve, longer after steps that keep their promise and shorter
-        after others, and a step that raises the energy is taken back; the energy is that of spectral elements (of
-        degree 6, whatever ``nodes``); and the line is returned where no shorter curve was found.
+    method : {"auto", "gauss-newton", "lbfgs", "gradient"}
+        ``"gauss-newton"`` needs ``d`` forward derivatives a point now and then, ``"lbfgs"`` at one point of a curve
+        only; ``"auto"`` takes the first up to d = 100 and the second above. ``"gradient"`` is gradient descent on the
+        energy from two free control points, with one more on each plateau, as in the paper, but for this: a plateau is
+        one of the energy, which is what it lowers, and not of the length (relatively less than ``length_tolerance`` in
+        five iterations); the size of the steps is not given, but found for each curve, longer after steps that keep
+        their promise and shorter after others, and a step that raises the energy is taken back; the energy is that of
+        spectral elements (of degree 6, whatever ``nodes``); and the line is returned where no shorter curve was found.
     n_control : int
         Largest number of control points. The paper's "maximal node count" has no number. 20 bring smooth closed forms
         to 1e-6; metrics that the standard deviation rules need up to 35 (tests/benchmarks/walls.py).
@@ -55,7 +55,7 @@ class SolverSettings:
         Whether to show a progress bar; by default if the output is a terminal.
     """
 
-    method: str = "gauss-newton"
+    method: str = "auto"
     n_control: int = 20
     n_iterations: int = 100
     tolerance: float = 1e-3
@@ -69,7 +69,7 @@ class SolverSettings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        one_of(METHODS, method=self.method)
+        one_of(("auto", *METHODS), method=self.method)
         one_of(get_args(Starts), starts=self.starts)
         at_least(4, n_control=self.n_control, nodes=self.nodes)
         at_least(1, n_starts=self.n_starts, n_neighbours=self.n_neighbours, chunk_size=self.chunk_size)

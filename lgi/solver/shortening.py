@@ -12,7 +12,7 @@ from lgi.metric import Metric
 from lgi.metric.base import check_metric
 from lgi.progress import progress_bar
 from lgi.solver.energy import Energy
-from lgi.solver.methods import METHODS
+from lgi.solver.methods import METHODS, chosen
 from lgi.solver.refinement import Levels
 from lgi.solver.result import Found, ShortenResult
 from lgi.solver.search import Search
@@ -84,10 +84,10 @@ def shorten(
         d = start.shape[-1]
         first, last = (x.detach().clone().reshape(-1, d) for x in (start, end))
         energy = Energy(metric, first.new_zeros(d) if len(first) == 0 else first[0])
-        method = METHODS[settings.method]
+        method = METHODS[chosen(settings.method, d)]
         levels = Levels(energy, method.knots(settings.n_control), method.degrees(settings.nodes))
         graph = None if points is None else Graph(metric, points, settings.n_neighbours)
-        n_values = method.n_values((settings.n_control - 2) * d, 2 * settings.nodes * d)
+        n_values = method.n_values(d, settings.n_control - 2, 2 * settings.nodes)
         chunk_size = settings.chunk_size or _chunk_size(start.device, n_values)
         pieces = []
         total = len(first) * n_starts(settings)
@@ -150,8 +150,8 @@ def _shorten_chunk(
     starts, rows = initial_curves(start, end, levels, settings, numbers=numbers, graph=graph)
     founds = [Search(energy, settings, levels, start, end).run(*initial, advance) for initial in starts]
     lengths = torch.stack([found.length for found in founds])
-    chosen = lengths.argmin(0) * len(start) + torch.arange(len(start), device=start.device)
-    best = Found.stacked(founds)[chosen]
+    shortest = lengths.argmin(0) * len(start) + torch.arange(len(start), device=start.device)
+    best = Found.stacked(founds)[shortest]
     best.n_rows = sum((found.n_rows for found in founds), rows)
     best.n_minima = _n_distinct(lengths, torch.stack([found.residual for found in founds]) <= settings.tolerance)
     result.lengthen(best.energies.shape[1])

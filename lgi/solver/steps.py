@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lgi.metric.batching import eigh
 from lgi.solver.rows import Rows, located
 
 # Least size of an eigenvalue in the norm, in which a flat space has 2: where the model is flat, it foretells little.
@@ -89,7 +90,7 @@ def relative_eigh(matrix: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Ascending eigenvalues (c, f) of matrices (c, f, f) relative to the norm's, and vectors (c, f, f) of norm 1."""
     half = torch.linalg.solve_triangular(norm.factor, matrix, upper=False)
     whole = torch.linalg.solve_triangular(norm.factor, half.mT, upper=False)
-    values, vectors = torch.linalg.eigh((whole + whole.mT) / 2)
+    values, vectors = eigh((whole + whole.mT) / 2)
     return values, torch.linalg.solve_triangular(norm.factor.mT, vectors, upper=True)
 
 

@@ -75,7 +75,8 @@ class Verdict:
             coarse = torch.where(longer, sample.length, coarse)
         found.n_rows[index] += energy.tensor_cost * len(level.weighing.t)
         points = energy.basis(level.weighing, level.knots)[0] @ control
-        residual, _ = projected_gradient(energy, level, points, sample)
+        parts = self.parts(torch.arange(len(index), device=index.device), level.grid)
+        residual = torch.cat([projected_gradient(energy, level, points[part], sample[part])[0] for part in parts])
         error = length_error(sample, coarse)
         before = found.straight_length[index]
         straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight_length - before).abs(), 0))

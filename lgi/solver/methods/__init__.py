@@ -6,4 +6,15 @@ from lgi.solver.methods.gradient import GradientDescent
 from lgi.solver.methods.lbfgs import LBFGS
 
 METHODS: dict[str, type[Method]] = {"gauss-newton": GaussNewton, "lbfgs": LBFGS, "gradient": GradientDescent}
-"""By the name that ``SolverSettings.method`` has; the first is the default."""
+"""By the name that ``SolverSettings.method`` has."""
+
+# Dimension above which the dense matrices of Gauss-Newton cost more than the iterations of L-BFGS: in forward passes of
+# MLPs (tests/benchmarks/walls.py), 27,700 against 36,900 for a pair in 96 dimensions, 69,900 against 43,400 in 128.
+_LARGEST_DENSE = 100
+
+
+def chosen(name: str, d: int) -> str:
+    """Name of the method for curves in d dimensions, where ``"auto"`` is the cheapest that reaches a certificate."""
+    if name != "auto":
+        return name
+    return "gauss-newton" if d <= _LARGEST_DENSE else "lbfgs"

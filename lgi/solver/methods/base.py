@@ -74,6 +74,8 @@ class Method(Steps):
     """Order of the derivatives of the first curve that a method wants: 2 with the curvature."""
     foretells: ClassVar[bool] = False
     """Whether :meth:`gain` is a forecast, by which the number of knots is chosen."""
+    n_rows: float = 0.0
+    """Decoder rows a curve that it has taken to make the method."""
 
     @staticmethod
     def knots(n_control: int) -> list[Tensor]:
@@ -89,10 +91,10 @@ class Method(Steps):
         return grid_degrees(nodes)
 
     @staticmethod
-    def n_values(n_free: int, n_nodes: int) -> int:
-        """Numbers kept of a curve with so many free coordinates, and coordinates of its nodes."""
+    def n_values(d: int, n_free: int, n_nodes: int) -> int:
+        """Numbers kept of a curve in d dimensions with so many free control points and nodes."""
         del n_nodes
-        return 20 * n_free
+        return 20 * n_free * d
 
     @abstractmethod
     def __init__(self, stage: Stage) -> None: ...
@@ -139,13 +141,8 @@ class FirstOrder(Method):
     """By gradients alone; a curve goes on until its energy has a plateau."""
 
     def __init__(self, stage: Stage) -> None:
-        energy = stage.sample.energy
-        unit = energy.new_ones(1, len(stage.grid.t), 1, 1)
+        unit = stage.gradient.new_ones(1, len(stage.grid.t), 1, 1)
         self.stiffness = stage.energy.norm(stage.grid, stage.basis, unit)[0]
-        # Squared latent over squared decoded length.
-        control = stage.group.control.to(stage.energy.dtype)
-        squared = (control[:, -1] - control[:, 0]).double().square().sum(-1)
-        self.ratio = torch.where(energy > 0, squared / energy, 0)
         self.past: list[Tensor] = []
 
     @abstractmethod

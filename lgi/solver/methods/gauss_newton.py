@@ -79,9 +79,9 @@ class GaussNewton(Method):
         self.promise = torch.full_like(known, torch.inf)
 
     @staticmethod
-    def n_values(n_free: int, n_nodes: int) -> int:
-        """Numbers kept of a curve with so many free coordinates, and coordinates of its nodes: matrices of both."""
-        return 10 * n_free**2 + n_nodes**2
+    def n_values(d: int, n_free: int, n_nodes: int) -> int:
+        """Numbers kept of a curve in d dimensions with so many free control points and nodes: matrices of both."""
+        return 10 * (n_free * d) ** 2 + (n_nodes * d) ** 2
 
     def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy that they promise (l,)."""

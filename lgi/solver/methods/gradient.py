@@ -16,8 +16,11 @@ class GradientDescent(FirstOrder):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
-        # The inverse of the largest second derivative, were the metric everywhere the identity over `ratio`.
-        self.size = self.ratio / (2 * torch.linalg.matrix_norm(self.stiffness, 2))
+        # The inverse of the largest second derivative, were the metric everywhere the identity over the ratio of
+        # squared latent and squared decoded length.
+        energy, control = stage.sample.energy, stage.group.control.to(stage.energy.dtype)
+        squared = (control[:, -1] - control[:, 0]).double().square().sum(-1)
+        self.size = torch.where(energy > 0, squared / energy, 0) / (2 * torch.linalg.matrix_norm(self.stiffness, 2))
 
     @staticmethod
     def knots(n_control: int) -> list[Tensor]:

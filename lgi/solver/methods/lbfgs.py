@@ -7,21 +7,33 @@ from torch import Tensor
 
 from lgi.solver.methods.base import FirstOrder, Stage
 from lgi.solver.rows import located
+from lgi.solver.steps import factorised
 
 # Steps remembered.
 _MEMORY = 10
+# Least eigenvalue that the preconditioner gives the metric, in units of the mean one: where the metric is flatter, the
+# model of the curve is worth less than that.
+_RIDGE = 1e-2
 
 
 class LBFGS(FirstOrder):
-    """Limited-memory quasi-Newton steps (Nocedal 1980), preconditioned by the spline's stiffness, with backtracking."""
+    """Limited-memory quasi-Newton steps (Nocedal 1980), with backtracking.
+
+    Preconditioned by the second derivatives ``2 K x M`` that the energy would have, were the metric everywhere that in
+    the middle of the curve, M; K is the stiffness of the spline.
+    """
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
         self.inverse = torch.linalg.inv(self.stiffness)
         self.d = stage.energy.d
-        # For a metric that is everywhere the identity over `ratio`, the Hessian is 2 K / ratio.
-        self.scale = self.ratio / 2
-        self.shrink = torch.ones_like(self.ratio)
+        middle = stage.basis[0][len(stage.grid.t) // 2] @ stage.group.control
+        M = stage.energy.tensor(middle[:, None])[:, 0]
+        size = M.diagonal(dim1=-2, dim2=-1).mean(-1)
+        self.factor = factorised(M + _RIDGE * torch.diag_embed(size[:, None].expand(-1, self.d)))[0]
+        self.n_rows = stage.energy.tensor_cost
+        self.scale = torch.full_like(size, 0.5)
+        self.shrink = torch.ones_like(size)
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def least_decrease(self, stage: Stage) -> Tensor:
@@ -32,8 +44,16 @@ class LBFGS(FirstOrder):
         """What the last refinement has brought (c,); before there was one, nothing is known."""
         return torch.where(before > 0, (before - length).abs() / length, torch.inf)
 
-    def _precondition(self, x: Tensor) -> Tensor:
-        return (self.inverse @ x.unflatten(1, (-1, self.d))).flatten(1)
+    @staticmethod
+    def n_values(d: int, n_free: int, n_nodes: int) -> int:
+        """Numbers kept of a curve in d dimensions with so many free control points and nodes: steps, and metrics."""
+        del n_nodes
+        return 3 * _MEMORY * n_free * d + 4 * d**2
+
+    def _precondition(self, live: Tensor, x: Tensor) -> Tensor:
+        """``(K x M)^-1 x`` (l, f) for the curves ``live`` (l,)."""
+        columns = (self.inverse @ x.unflatten(1, (-1, self.d))).mT
+        return torch.cholesky_solve(columns, self.factor[live]).mT.flatten(1)
 
     def propose(self, live: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Steps (l, f) of the curves ``live`` (l,) and the decrease of energy that they promise (l,)."""
@@ -44,7 +64,7 @@ class LBFGS(FirstOrder):
             share = inverse * (step * direction).sum(-1, keepdim=True)
             direction = direction - share * change
             shares.append(share)
-        direction = self.scale[live, None] * self._precondition(direction)
+        direction = self.scale[live, None] * self._precondition(live, direction)
         for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
             direction = direction + step * (share - inverse * (change * direction).sum(-1, keepdim=True))
         step = self.shrink[live, None] * direction
@@ -63,5 +83,5 @@ class LBFGS(FirstOrder):
         inverses = torch.zeros_like(self.scale)
         steps[kept], changes[kept], inverses[kept] = step[usable], change[usable], 1 / product[usable]
         self.pairs = [*self.pairs[1 - _MEMORY :], (steps, changes, inverses)]
-        length = (change * self._precondition(change)).sum(-1)
+        length = (change * self._precondition(live, change)).sum(-1)
         self.scale[kept] = (product / length)[usable]
