@@ -136,6 +136,22 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             ["test_condition_number_is_resolved_in_float32"],
         ),
     ],
+    "metric/noise": [
+        (
+            "draws not in pairs",
+            "their mean is not 0, and that of the logits is not the mean's",
+            "torch.cat([half, -half])",
+            "torch.cat([half, half])",
+            ["test_metric_noise.py::test_draws_are_normal_paired_and_reproducible"],
+        ),
+        (
+            "the noise without the weights",
+            "of the affine layer every logit sees the same noise",
+            "rows = affine.weight[:, None] * ",
+            "rows = affine.weight[:1, None] * ",
+            ["test_equals_brute_force"],
+        ),
+    ],
     "metric/generators": [
         (
             "variance for standard deviation",
@@ -323,8 +339,8 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
         (
             "sigmoid for softmax",
             "probabilities of classes that do not sum to 1",
-            "else logits.softmax(-1)",
-            "else logits.sigmoid()",
+            '"probabilities": torch.softmax',
+            '"probabilities": lambda logits, dim: logits.sigmoid()',
             ["test_features.py::TestLogisticRegression::test_two_classes_by_hand"],
         ),
         (
