@@ -456,7 +456,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
     )
     defaults = "; by default %(default)s"
     add = parser.add_argument
-    add("--model", required=True, choices=zoo.CODES, help="which shipped model")
+    add("--model", required=True, type=zoo.variant, metavar="MODEL", help="vae1, vae2, gan, published-t3-k8-c0.6, ...")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the samples; shards may share it")
     add("--samples", type=int, default=1000, metavar="N", help="samples of all shards together" + defaults)
     add("--step-size", type=float, default=1.0, metavar="ALPHA", help="length of the straight lines" + defaults)
@@ -475,27 +475,24 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Names
 def _study(args: argparse.Namespace) -> Study:
     """The study of a command line."""
     device = pick_device(args.device)
-    options: dict[str, Any] = {} if args.std is None else {"std": args.std}
-    model: Any = zoo.load_model(args.model, device, **options)
-    generator = model.generator if args.model == "gan" else model.decoder
+    name, options = args.model
+    options |= {} if args.std is None else {"std": args.std}
+    model: Any = zoo.load_model(name, device, **options)
+    about = {"model": name, "std": None if name == "gan" else "rbf", "feature_map": args.feature_map, **options}
     feature_map = args.feature_map and zoo.load_model("logistic_regression", device, output=args.feature_map)
     return worst_case_improvement(
-        PullbackMetric(generator, feature_map),
+        PullbackMetric(model.generator if name == "gan" else model.decoder, feature_map),
         args.samples,
         args.step_size,
         args.seed,
         direction=args.direction,
-        codes=zoo.load_codes(args.model).z if args.direction == "pairs" else None,
+        codes=zoo.load_codes(name, seed=options.get("seed")).z if args.direction == "pairs" else None,
         settings=SolverSettings(n_control=args.n_control),
         device=device,
         folder=args.out,
         shard=args.shard,
         chunk_size=args.chunk_size,
-        about={
-            "model": args.model,
-            "std": args.std or ("rbf" if args.model in zoo.VAES else None),
-            "feature_map": args.feature_map,
-        },
+        about=about,
         progress=False if args.quiet else None,
     )
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from lgi.checks import one_of
+from lgi.checks import at_least, one_of
 
 Network = TypeVar("Network", bound=nn.Module)
 
 # Smooth only: the geodesic equation needs second derivatives of the decoder, which a ReLU does not have.
 ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "softplus": nn.Softplus, "tanh": nn.Tanh}
+
+# Variance of the pixels in the paper's public code: its 0.5 enters the loss as a logarithm.
+PUBLISHED_STD = math.exp(0.25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,9 @@ class Architecture:
     normalisation: Literal["batch", "spectral", "none"] = "batch"
     activation: str = "silu"
 
+    image_range: ClassVar = (0.0, 1.0)
+    fixed_std: ClassVar = None
+
     def __post_init__(self) -> None:
         sizes = (self.latent_dim, self.hidden, *self.channels)
         if len(sizes) != 4 or not all(isinstance(size, int) and size >= 1 for size in sizes):
@@ -60,6 +66,100 @@ class Architecture:
             )
         one_of(("batch", "spectral", "none"), normalisation=self.normalisation)
         one_of(ACTIVATIONS, activation=self.activation)
+
+    def encoder_network(self) -> nn.Sequential:
+        """From images (n, 1, 28, 28) to mean and logarithm of the standard deviation, (n, 2 d)."""
+        return nn.Sequential(
+            *_downwards(self, self.normalisation),
+            nn.Flatten(),
+            nn.Linear(self.channels[1] * 49, self.hidden),
+            ACTIVATIONS[self.activation](),
+            nn.Linear(self.hidden, 2 * self.latent_dim),
+        )
+
+    def image_network(self) -> nn.Sequential:
+        """From latent points (n, d) to images (n, 1, 28, 28) in [0, 1]."""
+        (c14, c7), activation = self.channels, ACTIVATIONS[self.activation]
+        return nn.Sequential(
+            nn.Linear(self.latent_dim, self.hidden),
+            activation(),
+            nn.Linear(self.hidden, c7 * 49),
+            activation(),
+            nn.Unflatten(1, (c7, 7, 7)),
+            *_normalised(nn.Conv2d(c7, 4 * c14, 3, padding=1), self.normalisation),
+            activation(),
+            nn.PixelShuffle(2),
+            nn.Conv2d(c14, 4, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.Sigmoid(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedArchitecture:
+    r"""Shape of the VAE in the paper's public code, which its text does not give: images are in [-1, 1].
+
+    The encoder has convolutions 1 to c (kernel 4, stride 2) and c to c (kernel 3, stride 2), and two dense heads, mean
+    and log-variance; the decoder a dense layer to c x 6 x 6, transposed convolutions c to c (kernel 3, stride 2, then
+    kernel 4, stride 2), a convolution c to 1 (kernel 1), and tanh. Spectral norm, batch norm and ELU follow all
+    convolutions but the last. The standard deviation is not trained: sigma^2 = e^0.5 (see ``PUBLISHED_STD``).
+
+    Parameters
+    ----------
+    latent_dim
+        Dimension d of the latent space: 2 in the paper's figures, 16 by default in its code.
+    channels
+        c: with 32, as published, and d = 2 there are 43,813 parameters.
+
+    References
+    ----------
+    github.com/mmichelis/GenerativeLatentSpace, as of 2021-04-24.
+    """
+
+    latent_dim: int = 2
+    channels: int = 32
+
+    image_range: ClassVar = (-1.0, 1.0)
+    fixed_std: ClassVar = PUBLISHED_STD
+
+    def __post_init__(self) -> None:
+        at_least(1, latent_dim=self.latent_dim, channels=self.channels)
+
+    def encoder_network(self) -> nn.Sequential:
+        """From images (n, 1, 28, 28) in [-1, 1] to mean and logarithm of the standard deviation, (n, 2 d)."""
+        return nn.Sequential(
+            *self._block(nn.Conv2d(1, self.channels, 4, stride=2)),
+            *self._block(nn.Conv2d(self.channels, self.channels, 3, stride=2)),
+            nn.Flatten(),
+            nn.Linear(self.channels * 36, 2 * self.latent_dim),
+            HalfLogVariance(),
+        ).to(memory_format=torch.channels_last)  # a third faster to train on a CPU
+
+    def image_network(self) -> nn.Sequential:
+        """From latent points (n, d) to images (n, 1, 28, 28) in [-1, 1]."""
+        return nn.Sequential(
+            nn.Linear(self.latent_dim, self.channels * 36),
+            nn.Unflatten(1, (self.channels, 6, 6)),
+            *self._block(nn.ConvTranspose2d(self.channels, self.channels, 3, stride=2)),
+            *self._block(nn.ConvTranspose2d(self.channels, self.channels, 4, stride=2)),
+            nn.Conv2d(self.channels, 1, 1),
+            nn.Tanh(),
+        ).to(memory_format=torch.channels_last)
+
+    def _block(self, convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+        return [spectral_norm(convolution), nn.BatchNorm2d(self.channels), nn.ELU()]
+
+
+AnyArchitecture: TypeAlias = Architecture | PublishedArchitecture
+
+
+class HalfLogVariance(nn.Module):
+    """Logarithm of the standard deviation where the second half of a layer (n, 2 d) is that of the variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 2 d) with its second half halved."""
+        mean, log_variance = x.chunk(2, dim=-1)
+        return torch.cat([mean, log_variance / 2], dim=-1)
 
 
 class ConstantStd(nn.Module):
@@ -72,17 +172,25 @@ class ConstantStd(nn.Module):
     data_shape
         Shape of one data point.
     std
-        Initial value of sigma, in units of the data; its logarithm s is trained (Rybkin et al. 2021).
+        Initial value of sigma, in units of the data.
+    trained
+        Whether its logarithm s is trained (Rybkin et al. 2021).
 
     References
     ----------
     Rybkin, Daniilidis, Levine, "Simple and effective VAE training with calibrated decoders", ICML 2021.
     """
 
-    def __init__(self, data_shape: tuple[int, ...], std: float = 0.3) -> None:
+    log_std: Tensor
+
+    def __init__(self, data_shape: tuple[int, ...], std: float = 0.3, *, trained: bool = True) -> None:
         super().__init__()
         self.data_shape = tuple(data_shape)
-        self.log_std = nn.Parameter(torch.tensor(math.log(std)))
+        log_std = torch.tensor(math.log(std))
+        if trained:
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
 
     def forward(self, z: Tensor) -> Tensor:
         """Standard deviation at z (n, d), shape (n, *data_shape)."""
@@ -172,18 +280,11 @@ class Encoder(nn.Module):
         Its shape; see :class:`Architecture`.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: AnyArchitecture) -> None:
         super().__init__()
         self.latent_dim = architecture.latent_dim
         self.data_shape = (1, 28, 28)
-        hidden, activation = architecture.hidden, ACTIVATIONS[architecture.activation]
-        self.body = nn.Sequential(
-            *_downwards(architecture, architecture.normalisation),
-            nn.Flatten(),
-            nn.Linear(architecture.channels[1] * 49, hidden),
-            activation(),
-            nn.Linear(hidden, 2 * self.latent_dim),
-        )
+        self.body = architecture.encoder_network()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z | x), each (n, d), for x (n, 1, 28, 28)."""
@@ -211,7 +312,7 @@ class ImageGenerator(nn.Module):
         super().__init__()
         self.latent_dim = architecture.latent_dim
         self.data_shape = (1, 28, 28)
-        self.network = _image_network(architecture)
+        self.network = architecture.image_network()
 
     def forward(self, z: Tensor) -> Tensor:
         """Images (n, 1, 28, 28) in [0, 1] for latent points z (n, d)."""
@@ -261,15 +362,18 @@ class Decoder(nn.Module):
     without the checkerboard of overlapping strides.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: AnyArchitecture) -> None:
         super().__init__()
         self.latent_dim = architecture.latent_dim
         self.data_shape = (1, 28, 28)
-        self.mean_net = _image_network(architecture)
-        self.std_net: ConstantStd | RBFPrecision = ConstantStd(self.data_shape)
+        self.mean_net = architecture.image_network()
+        constant = ConstantStd(self.data_shape)
+        if architecture.fixed_std is not None:
+            constant = ConstantStd(self.data_shape, architecture.fixed_std, trained=False)
+        self.std_net: ConstantStd | RBFPrecision = constant
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of p(x | z), each (n, 1, 28, 28), for z (n, d); the mean lies in [0, 1]."""
+        """Mean and standard deviation of p(x | z), each (n, 1, 28, 28), for z (n, d); the mean is an image."""
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"expected latent points of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
         return self.mean_net(z), self.std_net(z)
@@ -281,7 +385,7 @@ class Decoder(nn.Module):
 
 # Likelihoods of a VAE by name. Each is the class of its decoder: a module made of an Architecture, with ``latent_dim``
 # and ``data_shape``, whose call is the generator that PullbackMetric takes, and with ``log_likelihood(x, z)``.
-DECODERS: dict[str, Callable[[Architecture], Any]] = {"gaussian": Decoder}
+DECODERS: dict[str, Callable[[AnyArchitecture], Any]] = {"gaussian": Decoder}
 
 
 class VAE(nn.Module):
@@ -295,7 +399,7 @@ class VAE(nn.Module):
         p(x | z), one of the names in ``DECODERS``.
     """
 
-    def __init__(self, architecture: Architecture, likelihood: str = "gaussian") -> None:
+    def __init__(self, architecture: AnyArchitecture, likelihood: str = "gaussian") -> None:
         super().__init__()
         one_of(DECODERS, likelihood=likelihood)
         self.architecture = architecture
@@ -309,7 +413,7 @@ class VAE(nn.Module):
         RBF weights are not counted: they are fitted afterwards in closed-form steps, equally many in both models. The
         constant log std is, also when they have taken its place.
         """
-        replaced = isinstance(getattr(self.decoder, "std_net", None), RBFPrecision)
+        replaced = isinstance(getattr(self.decoder, "std_net", None), RBFPrecision) and not self.architecture.fixed_std
         return sum(p.numel() for p in self.parameters()) + replaced
 
 
@@ -435,24 +539,6 @@ def _downwards(architecture: Architecture, normalisation: str) -> list[nn.Module
         layers += _normalised(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), normalisation)
         layers.append(ACTIVATIONS[architecture.activation]())
     return layers
-
-
-def _image_network(architecture: Architecture) -> nn.Sequential:
-    """Network from latent points (n, d) to images (n, 1, 28, 28) in [0, 1]."""
-    (c14, c7), hidden, activation = architecture.channels, architecture.hidden, ACTIVATIONS[architecture.activation]
-    return nn.Sequential(
-        nn.Linear(architecture.latent_dim, hidden),
-        activation(),
-        nn.Linear(hidden, c7 * 49),
-        activation(),
-        nn.Unflatten(1, (c7, 7, 7)),
-        *_normalised(nn.Conv2d(c7, 4 * c14, 3, padding=1), architecture.normalisation),
-        activation(),
-        nn.PixelShuffle(2),
-        nn.Conv2d(c14, 4, 3, padding=1),
-        nn.PixelShuffle(2),
-        nn.Sigmoid(),
-    )
 
 
 def _normalised(convolution: nn.Conv2d, normalisation: str) -> list[nn.Module]:

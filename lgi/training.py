@@ -1,10 +1,11 @@
 """Training loops as generators that yield one record a step; `lgi.recipes` has what is trained with them."""
 
+import copy
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +47,13 @@ class TrainingSettings:
     max_std
         Largest standard deviation, far from all data: the whole range of a pixel.
     n_rbf_steps
-        Steps of the RBF fit.
+        Steps of the RBF fit; epochs of it where ``batch_size`` images are seen at a time (`fit_rbf_by_adam`).
+    weight_decay
+        Of Adam, added to the gradient.
+    rate_decay
+        Factor of the learning rate after each epoch, instead of the cosine.
+    n_draws
+        Latent points drawn for each image at each step.
     """
 
     epochs: int = 60
@@ -58,12 +65,23 @@ class TrainingSettings:
     dither_std: float = 0.05
     max_std: float = 1.0
     n_rbf_steps: int = 100
+    weight_decay: float = field(default=0.0, metadata={"added_later": True})
+    rate_decay: float | None = field(default=None, metadata={"added_later": True})
+    n_draws: int = field(default=1, metadata={"added_later": True})
+
+    def rate(self, progress: float) -> float:
+        """Learning rate when this share of the training, in [0, 1), is done."""
+        if self.rate_decay is None:
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        # The addition is for a whole epoch that rounding has made a little less.
+        return self.learning_rate * self.rate_decay ** math.floor(progress * self.epochs + 1e-6)
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size, n_draws=self.n_draws)
+        at_least(0, weight_decay=self.weight_decay, rate_decay=self.rate_decay)
         at_least(1, n_centres=self.n_centres, n_rbf_steps=self.n_rbf_steps)
-        if not (self.learning_rate > 0 and self.bandwidth_factor > 0 and 0 < self.dither_std < self.max_std):
-            raise ValueError("expected learning_rate > 0, bandwidth_factor > 0 and 0 < dither_std < max_std")
+        if not (self.learning_rate > 0 and self.bandwidth_factor > 0 and 0 <= self.dither_std < self.max_std):
+            raise ValueError("expected learning_rate > 0, bandwidth_factor > 0 and 0 <= dither_std < max_std")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +174,9 @@ def elbo_terms(vae: Any, x: Tensor, noise: Tensor) -> ElboTerms:
     mean, std = vae.encoder(x)
     if noise.ndim != 3 or noise.shape[1:] != mean.shape:
         raise ValueError(f"expected noise of shape (n_samples, {mean.shape[0]}, {mean.shape[1]}), got {noise.shape}")
-    likelihoods = [vae.decoder.log_likelihood(x, mean + std * draw) for draw in noise]
-    return ElboTerms(torch.stack(likelihoods).mean(0), kl_to_prior(mean, std).sum(1))
+    z, copies = mean + std * noise, x.expand(len(noise), *x.shape)
+    likelihood = vae.decoder.log_likelihood(copies.flatten(0, 1), z.flatten(0, 1))
+    return ElboTerms(likelihood.view(len(noise), len(x)).mean(0), kl_to_prior(mean, std).sum(1))
 
 
 @torch.no_grad()
@@ -175,13 +194,14 @@ def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1, seed: int = 0, bat
     seed
         Of the draws.
     batch_size
-        Images at a time.
+        Draws at a time.
     """
     if vae.training:
         raise ValueError("the model is in train mode: batch statistics would leak into the ELBO; call vae.eval() first")
     device = _device_of(vae)
     noise = torch.randn(n_samples, len(images), vae.decoder.latent_dim, generator=stream_of(seed))
-    batches = zip(images.split(batch_size), noise.split(batch_size, dim=1), strict=True)
+    n_images = max(1, batch_size // n_samples)
+    batches = zip(images.split(n_images), noise.split(n_images, dim=1), strict=True)
     parts = [elbo_terms(vae, x.to(device), draws.to(device)) for x, draws in batches]
     return ElboTerms(torch.cat([p.log_likelihood for p in parts]), torch.cat([p.kl for p in parts]))
 
@@ -218,25 +238,35 @@ def train_vae(
     device, std_net = _device_of(vae), getattr(vae.decoder, "std_net", None)
     if isinstance(std_net, RBFPrecision):
         raise ValueError("the decoder already has an RBF precision network; train a fresh VAE, then fit the network")
-    optimizer = Adam(vae.parameters(), lr=settings.learning_rate)
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(settings.learning_rate, device=device) if on_gpu else settings.learning_rate
+    flags: dict[str, Any] = {"fused": on_gpu, "capturable": on_gpu}
+    optimizer = Adam(vae.parameters(), lr=rate, weight_decay=settings.weight_decay, **flags)
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
     run = _Run(vae, [optimizer], identity, checkpoint)
+    optimizer.param_groups[0].update(lr=rate, **flags)  # of the checkpoint's machine they may be others
+    train = train.to(device)
+
+    def step(x: Tensor, noise: Tensor) -> Tensor:
+        terms = elbo_terms(vae, x, noise)
+        _descend(optimizer, -terms.elbo.mean())
+        return torch.stack([part.detach().mean() for part in (terms.elbo, terms.log_likelihood, terms.kl)])
+
+    take = _Replayed(step, vae, optimizer) if on_gpu else step
     yield from run.history
     for epoch in range(len(run.history), settings.epochs):
         start = time.perf_counter()
         vae.train()
         stream = stream_of(settings.seed, epoch)
-        sums = {"elbo": 0.0, "log_likelihood": 0.0, "kl": 0.0}
+        # On the device and read once an epoch: reading waits for all that was launched.
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         for batch, progress in _batches(len(train), settings, epoch, stream):
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-            noise = torch.randn(1, len(batch), vae.decoder.latent_dim, generator=stream)
-            terms = elbo_terms(vae, train[batch].to(device), noise.to(device))
-            _descend(optimizer, -terms.elbo.mean())
-            for name, mean in terms.means().items():
-                sums[name] += mean * len(batch) / len(train)
+            _set_rate(optimizer, settings.rate(progress))
+            noise = torch.randn(settings.n_draws, len(batch), vae.decoder.latent_dim, generator=stream)
+            sums += take(train[batch.to(device)], noise.to(device)).double() * (len(batch) / len(train))
         vae.eval()
         record = {"epoch": float(epoch + 1), "seconds": time.perf_counter() - start}
-        record |= {f"train_{name}": value for name, value in sums.items()}
+        record |= dict(zip(("train_elbo", "train_log_likelihood", "train_kl"), sums.tolist(), strict=True))
         record |= evaluate(vae, held_out).means()
         if isinstance(std_net, ConstantStd):
             record["std"] = std_net.log_std.exp().item()
@@ -281,6 +311,65 @@ def fit_rbf_precision(
     ValueError
         If there are fewer distinct codes than centres.
     """
+    weight, basis, target, floor = _start_rbf(vae, train, settings)
+    observed = basis.T @ target
+    for step in range(1, settings.n_rbf_steps + 1):
+        precision = basis @ weight + floor
+        loss = 0.5 * (target * precision - precision.log()).sum(1).mean()
+        weight *= (basis.T @ precision.reciprocal()) / observed
+        record = {"step": float(step), "train_loss": loss.item()}
+        if step % 10 == 0 or step == settings.n_rbf_steps:
+            record |= evaluate(vae, held_out).means()
+        yield record
+
+
+@torch.no_grad()
+def fit_rbf_by_adam(
+    vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings
+) -> Iterator[dict[str, float]]:
+    r"""Fit the RBF precision network as the paper's public code does, to own residuals; yields a record an epoch.
+
+    As `fit_rbf_precision`, with other steps on the same likelihood (there named W, v, beta, zeta, r):
+
+    .. math:: L = \sum_n \sum_j \tfrac12 \left(r_{nj}^2\, \beta_j(z_n) - \log\beta_j(z_n)\right)
+
+    over batches of ``batch_size`` images, by Adam with a constant rate of 1 and ``weight_decay``, which is all that
+    bounds the weights of pixels that are always black; W is clamped at 0 after each step, and starts as the weights
+    of a dense layer. The code fits to the residuals of other images (`paper.md` has what that changes).
+
+    Parameters
+    ----------
+    vae, train, held_out, settings
+        As in `fit_rbf_precision`; ``n_rbf_steps`` is the number of epochs.
+
+    Yields
+    ------
+    dict
+        step (epoch, from 1), train_loss (nats per image, without constants), and at every tenth and the last one the
+        held-out elbo, log_likelihood, kl.
+    """
+    weight, basis, target, floor = _start_rbf(vae, train, settings)
+    stream = stream_of(settings.seed, -2)
+    bound = settings.n_centres**-0.5
+    weight.copy_(((2 * torch.rand(weight.shape, generator=stream) - 1) * bound).clamp_(min=0))
+    parameter = nn.Parameter(weight)  # shares its memory
+    optimizer = Adam([parameter], lr=1.0, weight_decay=settings.weight_decay)
+    for step in range(1, settings.n_rbf_steps + 1):
+        for batch in torch.randperm(len(target), generator=stream).to(target.device).split(settings.batch_size):
+            precision = basis[batch] @ weight + floor
+            parameter.grad = basis[batch].T @ (0.5 * (target[batch] - 1 / precision))
+            optimizer.step()
+            weight.clamp_(min=0)
+        precision = basis @ weight + floor
+        loss = 0.5 * (target * precision - precision.log()).sum(1).mean()
+        record = {"step": float(step), "train_loss": loss.item()}
+        if step % 10 == 0 or step == settings.n_rbf_steps:
+            record |= evaluate(vae, held_out).means()
+        yield record
+
+
+def _start_rbf(vae: VAE, train: Tensor, settings: TrainingSettings) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Give the decoder an RBF network: its weights, to be fitted in place, basis at the codes, r^2 + delta^2, zeta."""
     if vae.training:
         raise ValueError("the model is in train mode; call vae.eval() first")
     device, decoder = _device_of(vae), vae.decoder
@@ -295,16 +384,7 @@ def fit_rbf_precision(
     weight = (1 / target.mean(0)).expand(settings.n_centres, -1)
     floor = settings.max_std**-2
     decoder.std_net = RBFPrecision(centres, bandwidths, weight, floor=floor, data_shape=decoder.data_shape).to(device)
-    weight, basis = decoder.std_net.weight, decoder.std_net.basis(code)
-    observed = basis.T @ target
-    for step in range(1, settings.n_rbf_steps + 1):
-        precision = basis @ weight + floor
-        loss = 0.5 * (target * precision - precision.log()).sum(1).mean()
-        weight *= (basis.T @ precision.reciprocal()) / observed
-        record = {"step": float(step), "train_loss": loss.item()}
-        if step % 10 == 0 or step == settings.n_rbf_steps:
-            record |= evaluate(vae, held_out).means()
-        yield record
+    return decoder.std_net.weight, decoder.std_net.basis(code), target, floor
 
 
 def train_gan(
@@ -405,6 +485,56 @@ def _discriminator_losses(gan: GAN, x: Tensor, z: Tensor, *, penalised: bool) ->
         return loss, torch.zeros_like(loss)
     (slope,) = torch.autograd.grad(logit.sum(), x, create_graph=True)
     return loss, slope.square().flatten(1).sum(1).mean()
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    group = optimizer.param_groups[0]
+    group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+
+
+class _Replayed:
+    """A step of training that a GPU records once, as a CUDA graph, and repeats.
+
+    A step of a small model has hundreds of small kernels, which take less time than to launch them one by one. Batches
+    of another size than the first are computed as they come.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.step, self.model, self.optimizer = step, model, optimizer
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graph is None:
+            self._record(inputs)
+        assert self.graph is not None
+        if any(x.shape != kept.shape for x, kept in zip(inputs, self.inputs, strict=True)):
+            return self.step(*inputs)
+        for x, kept in zip(inputs, self.inputs, strict=True):
+            kept.copy_(x)
+        self.graph.replay()
+        return self.result
+
+    def _record(self, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [x.clone() for x in inputs]
+        weights = copy.deepcopy(self.model.state_dict())
+        known = {p: {name: x.clone() for name, x in of_p.items()} for p, of_p in self.optimizer.state.items()}
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            # Libraries choose their kernels, and the optimiser makes its state, before it is recorded.
+            for _ in range(3):
+                self.step(*self.inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        # As if these steps had not been.
+        self.model.load_state_dict(weights)
+        for p, of_p in self.optimizer.state.items():
+            for name, x in of_p.items():
+                x.copy_(known[p][name] if p in known else torch.zeros_like(x))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = self.step(*self.inputs)
+        self.graph = graph
 
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -49,9 +49,7 @@ SMOKE = (
     Tolerance("03_*/vgg/straight_length", 1e-3, 0.0, "no solver takes part"),
     # 0.988 to 1.036 of the recorded length on three processors.
     Tolerance("03_*/vgg/length", 1e-1, 0.0, "VGG-19 has kinks, and the search is stopped early"),
-    Tolerance("04_*/certified", 0.0, 0.1, "six of 60 samples"),
-    Tolerance("04_*/certified/*", 0.0, 0.1, "six of 60 samples"),
-    Tolerance("04_*/grid/*/3", 0.0, 0.34, "share certified, two of 6 samples"),
+    Tolerance("04_*/certified", 0.0, 0.1, "four of 40 samples"),
     Tolerance("04_*", 2e-2, 1e-3, _SOLVER),
     Tolerance("05_*/comparable/*", 0.0, 0.17, "two of 12 pairs"),
     Tolerance("05_*/wrong_encoder", 0.0, 0.09, "one of 12 pairs"),
@@ -84,8 +82,7 @@ CELLS = (
     Tolerance("03_geo*/*/the optimiser is not*", 0.0, 0.15, _FEW_PAIRS),
     Tolerance("03_geo*/*/shorter, through the classifier*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
     Tolerance("03_geo*/*/geodesics pass*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
-    Tolerance("04_worst*/*| certified", 0.0, 1.0, "percent, of 300 samples or more: three more or fewer"),
-    Tolerance("04_worst*/c17-*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
+    Tolerance("04_worst*/*maximal worse*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
     Tolerance("05_two*/*/comparable*| 20 pairs", 0.0, 5.0, "percent, one of 20 pairs: " + _SIDES),
     Tolerance("05_two*/*/comparable*60 pairs", 0.0, 3.5, "percent, two of 60 pairs: " + _SIDES),
     Tolerance("05_two*/*/comparable*", 0.0, 1.0, "percent, five of 500 pairs: " + _SIDES),
@@ -135,7 +132,6 @@ CELLS_NOT_COMPARED = (
     "01_train_vaes/c10-*",
     "01_train_vaes/c27-*",
     "01_train_vaes/c31-*",
-    "04_worst*/c20-*",
 )
 
 # --- comparing --------------------------------------------------------------------------------------------------------

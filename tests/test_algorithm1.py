@@ -451,7 +451,8 @@ def test_command_line(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--model", "vae1"], "--out"),
-        (["--model", "vae9", "--out", "x"], "invalid choice: 'vae9'"),
+        (["--model", "vae9", "--out", "x"], "no shipped model named 'vae9'"),
+        (["--model", "vae1-x", "--out", "x"], "invalid variant value: 'vae1-x'"),
         (["--model", "vae1", "--out", "x", "--shard", "3of4"], "I/N"),
         (["--model", "vae1", "--out", "x", "--shard", "4/3"], "I/N"),
         (["--model", "vae1", "--out", "x", "--shard", "1/3"], "3 shards of 2 chunks"),

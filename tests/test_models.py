@@ -9,7 +9,17 @@ import torch
 from torch import nn
 
 from lgi import models
-from lgi.models import GAN, VAE, Architecture, Decoder, Discriminator, Encoder, RBFPrecision, fuse
+from lgi.models import (
+    GAN,
+    VAE,
+    Architecture,
+    Decoder,
+    Discriminator,
+    Encoder,
+    PublishedArchitecture,
+    RBFPrecision,
+    fuse,
+)
 from lgi.recipes import RECIPES
 
 
@@ -44,10 +54,29 @@ def test_encoder_gives_mean_and_standard_deviation():
     torch.testing.assert_close(std, torch.tensor([0.3, 2.0]).expand(3, 2))
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "spectral", "none"])
-def test_fused_equals_original(normalisation):
+def test_published_architecture():
+    vae = VAE(PublishedArchitecture())
+    assert vae.n_parameters == sum(p.numel() for p in vae.parameters()) == 43_813  # that of the public code at d = 2
+    images, std = vae.decoder(3 * torch.randn(200, 2))
+    assert images.shape == std.shape == (200, 1, 28, 28)
+    assert images.min() < 0 < images.max() <= 1
+    assert torch.equal(std, torch.full_like(std, math.exp(0.25)))
+    # a log-variance head: doubling it squares the standard deviation
+    with torch.no_grad():
+        vae.encoder.body[-2].weight.zero_()
+        vae.encoder.body[-2].bias.copy_(torch.tensor([0.5, -2.0, 2 * math.log(0.3), 2 * math.log(2.0)]))
+    mean, std = vae.encoder(torch.rand(3, 1, 28, 28))
+    torch.testing.assert_close(mean, torch.tensor([0.5, -2.0]).expand(3, 2))
+    torch.testing.assert_close(std, torch.tensor([0.3, 2.0]).expand(3, 2))
+
+
+OF_ALL_NORMS = [Architecture(channels=(4, 6), hidden=8, normalisation=n) for n in ("batch", "spectral", "none")]
+
+
+@pytest.mark.parametrize("architecture", [*OF_ALL_NORMS, PublishedArchitecture(channels=3)])
+def test_fused_equals_original(architecture):
     torch.manual_seed(0)
-    vae = VAE(Architecture(channels=(4, 6), hidden=8, normalisation=normalisation)).double()
+    vae = VAE(architecture).double()
     vae.train()
     for _ in range(5):  # running statistics and power iterations that are not at their initial values
         vae.decoder(3 * torch.randn(20, 2, dtype=torch.float64))

@@ -1,15 +1,27 @@
 """Trained once, read where it is on disk; the command that trains the shipped models; the recipes themselves."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_training import QUICK, QUICK_GAN, TINY
 
+import lgi
 from lgi import artifacts, datasets, recipes
-from lgi.recipes import GAN_RECIPES, RECIPES, GANRecipe, Recipe, fit_or_load_logistic_regression, main, train_or_load
+from lgi.models import PublishedArchitecture, RBFPrecision
+from lgi.recipes import (
+    GAN_RECIPES,
+    PUBLISHED,
+    RECIPES,
+    GANRecipe,
+    Recipe,
+    fit_or_load_logistic_regression,
+    main,
+    train_or_load,
+)
 from lgi.training import distance_to_generated, evaluate
-from lgi.zoo import restore_codes, restore_gan, restore_logistic_regression, restore_vae
+from lgi.zoo import packed_rbf, restore_codes, restore_gan, restore_logistic_regression, restore_rbf, restore_vae
 
 
 def test_unknown_recipe():
@@ -104,7 +116,71 @@ def test_the_command_trains_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["lgi.recipes", "gun"])
     with pytest.raises(SystemExit):
         main()
-    assert "there is no gun; there are logistic_regression, vae1, vae2, gan" in capsys.readouterr().err
+    assert "there is no gun; there are logistic_regression, vae1, vae2, published-0," in capsys.readouterr().err
+
+
+def test_published_recipe_is_the_public_code():
+    for seed, recipe in enumerate(PUBLISHED.values()):
+        assert recipe.training.seed == seed
+        constants = {"batch_size": 16, "learning_rate": 5e-3, "weight_decay": 1e-4, "rate_decay": 0.95, "n_draws": 4}
+        constants |= {"n_centres": 8, "bandwidth_factor": 1.0, "max_std": 10.0, "dither_std": 0.0}
+        assert {name: getattr(recipe.training, name) for name in constants} == constants
+        assert (recipe.architecture, recipe.digits, recipe.n_per_digit) == (PublishedArchitecture(), (2, 4, 5, 7), 3000)
+
+
+def test_a_recipe_takes_so_many_images_of_each_digit_in_its_range():
+    images = [datasets.load("optdigits", split) for split in ("train", "validation")]
+    recipe = dataclasses.replace(PUBLISHED["published-0"], dataset="optdigits", n_per_digit=20)
+    train, validation = recipes.images_of(recipe, images)
+    assert train.label.bincount()[[2, 4, 5, 7]].tolist() == [20] * 4
+    first = images[0].index[images[0].label == 4][:20]
+    assert torch.equal(train.index[train.label == 4], first)
+    torch.testing.assert_close(validation.images, 2 * images[1].images - 1)
+    unchanged = recipes.images_of(RECIPES["vae1"], images)[0]
+    assert torch.equal(unchanged.images, images[0].images)
+
+
+def test_published_model_and_its_networks_are_trained_and_shipped(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    recipe = dataclasses.replace(
+        PUBLISHED["published-0"],
+        dataset="optdigits",
+        architecture=PublishedArchitecture(channels=4),
+        training=dataclasses.replace(PUBLISHED["published-0"].training, epochs=1, n_draws=2, n_rbf_steps=1),
+    )
+    monkeypatch.setitem(PUBLISHED, "published-0", recipe)
+    monkeypatch.setitem(recipes.BANDWIDTHS, "published-0", {3: (0.5, 1.0)})
+    monkeypatch.setattr("sys.argv", ["lgi.recipes", "published-0", "--device", "cpu"])
+    main()
+    assert sorted(file.name for file in (tmp_path / "models").iterdir()) == [
+        "published-0-rbf.safetensors",
+        "published-0.safetensors",
+    ]
+    own, other = (lgi.load_model("published", n_centres=k).decoder for k in (None, 3))
+    codes, test = lgi.load_codes("published"), datasets.load("optdigits", "test")
+    assert torch.equal(codes.label, test.label)
+    torch.testing.assert_close(own(codes.z)[0], other(codes.z)[0])
+    assert (len(own.std_net.centres), len(other.std_net.centres)) == (8, 3)
+    z, _ = lgi.load_model("published").encoder(2 * test.images - 1)
+    torch.testing.assert_close(z, codes.z, rtol=2e-3, atol=2e-3)
+    networks = recipes.fit_or_load_rbf("published-0")
+    assert networks.source == "shipped"
+    images = recipes.images_of(recipe, [datasets.load("optdigits", "validation")] * 2)[1].images
+    again = evaluate(lgi.load_model("published", n_centres=3), images, n_samples=5).means()
+    # of the network before its weights were kept in 8 bits
+    assert networks.record["evaluation"]["k3.c1"] == pytest.approx(again, rel=1e-3)
+
+
+def test_networks_are_kept_to_one_in_a_hundred():
+    weight = torch.cat([torch.zeros(4, 1), torch.logspace(-1, 2, 783).expand(4, -1)], dim=1)
+    net = RBFPrecision(torch.randn(4, 2), torch.rand(4) + 1, weight, floor=0.01, data_shape=(1, 28, 28))
+    artifact = SimpleNamespace(tensors={f"k4.c0.5.{key}": value for key, value in packed_rbf(net).items()})
+    again = restore_rbf(artifact, 4, 0.5)
+    torch.testing.assert_close(again.weight, net.weight, rtol=0.01, atol=0.01)
+    assert torch.equal(again.centres, net.centres)
+    with pytest.raises(ValueError, match=r"n_centres=4 and bandwidth=0.6; there are \(k and c\): k4.c0.5, k8.c1$"):
+        restore_rbf(artifact, 4, 0.6, own=(8, 1.0))
 
 
 def test_recipes_are_those_of_the_paper():

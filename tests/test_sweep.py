@@ -40,6 +40,16 @@ def test_two_shards_are_merged(tmp_path):
     assert merged.settings["solver"]["n_control"] == 5
 
 
+def test_networks_of_a_model_by_name(tmp_path):
+    names = ["published-t1-k8-c0.6", "published-t2-constant"]
+    done = sweep(tmp_path, f"models={names}", "samples=2", "shards=1", "options=--n-control 5", "notebook=False")
+    assert done.returncode == 0, done.stdout + done.stderr
+    network, constant = (lgi.load_study(tmp_path / "the runs" / f"sweep_{name}_seed3_step0.5") for name in names)
+    options = {"seed": 1, "bandwidth": 0.6, "n_centres": 8}
+    assert network.settings["about"] == {"model": "published", "std": "rbf", "feature_map": None} | options
+    assert constant.settings["about"] == {"model": "published", "std": "constant", "feature_map": None, "seed": 2}
+
+
 def test_unknown_config_is_refused(tmp_path):
     done = sweep(tmp_path, "sample=6")
     assert done.returncode != 0

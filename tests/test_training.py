@@ -206,6 +206,34 @@ def test_rbf_fit_recovers_a_known_variance_at_each_code():
         torch.testing.assert_close(fitted, expected, rtol=2e-3, atol=0)
 
 
+def test_rbf_fit_by_adam_reaches_the_variance_that_it_sees():
+    """One centre, so wide that it is 1 everywhere; and what weight decay makes of a pixel without any residual."""
+    stream, vae = torch.Generator().manual_seed(5), vae_of_mean_zero()
+    vae.encoder.forward = lambda x: (x[:, 0, 0, :2], torch.full((len(x), 2), 1e-4))
+    x = 0.2 * torch.randn(600, 1, 28, 28, generator=stream)
+    x[:, 0, 2] = 0
+    settings = dataclasses.replace(
+        QUICK, batch_size=4, n_centres=1, n_rbf_steps=16, dither_std=0.0, bandwidth_factor=1e3, weight_decay=1e-4
+    )
+    records = list(training.fit_rbf_by_adam(vae, x, x[:10], settings))
+    precision = vae.decoder.std_net.precision(torch.zeros(1, 2))[0, 0]
+    # 4 terms 1 / (2 W) of a batch against the decay 1e-4 W
+    torch.testing.assert_close(precision[2], torch.full((28,), math.sqrt(2 / 1e-4)), rtol=0.3, atol=0)
+    # a constant rate of 1 leaves single weights restless
+    torch.testing.assert_close(precision[3:].mean(), (1 / x[:, 0, 3:].square().mean(0)).mean(), rtol=0.03, atol=0)
+    assert [r["step"] for r in records] == list(range(1, 17))
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert records[-1]["elbo"] == pytest.approx(evaluate(vae, x[:10]).means()["elbo"])
+
+
+def test_learning_rates():
+    cosine, steps = QUICK, dataclasses.replace(QUICK, epochs=200, rate_decay=0.95)
+    assert [cosine.rate(p) / cosine.learning_rate for p in (0, 0.5)] == pytest.approx([1, 0.5])
+    for epoch in range(200):  # the same from the first to the last step of an epoch
+        for step in (0, 0.5, 0.99):
+            assert steps.rate((epoch + step) / 200) == pytest.approx(steps.learning_rate * 0.95**epoch)
+
+
 def test_pixelwise_baseline_is_the_best_constant_of_each_pixel():
     """Against the closed form, and against constants to both sides of it."""
     stream = torch.Generator().manual_seed(4)
@@ -247,6 +275,7 @@ def test_train_mode_is_refused(images):
     ("settings", "name", "value"),
     [
         *((QUICK, "epochs", 0), (QUICK, "learning_rate", -1.0), (QUICK, "dither_std", 2.0)),
+        *((QUICK, "n_draws", 0), (QUICK, "weight_decay", -1.0), (QUICK, "rate_decay", -1.0)),
         *((QUICK_GAN, "epochs", 0), (QUICK_GAN, "learning_rate", 0.0)),
         *((QUICK_GAN, "averaging", 1.0), (QUICK_GAN, "gradient_penalty", -1.0)),
     ],

@@ -7,10 +7,10 @@ import lgi
 from lgi import artifacts, datasets, recipes, training, zoo
 
 
-@pytest.mark.parametrize("name", zoo.CODES)
+@pytest.mark.parametrize("name", [*zoo.CODES, *recipes.PUBLISHED])
 def test_shipped_artefacts_are_those_of_the_recipes(name):
     """So that the default runs of the notebooks read them instead of training."""
-    settings = (recipes.RECIPES | recipes.GAN_RECIPES)[name]
+    settings = (recipes.RECIPES | recipes.GAN_RECIPES | recipes.PUBLISHED)[name]
     path = artifacts.data_folder() / "models" / name
     artifacts.load(path, name=name, settings=settings, version=training.RECIPE_VERSION)
     assert recipes.train_or_load(name).source == "shipped"
@@ -27,9 +27,9 @@ def test_loading_changes_nothing_that_is_drawn_afterwards(name):
 def test_shipped_files_are_small_and_hold_no_image():
     files = list((artifacts.data_folder() / "models").iterdir())
     assert sum(file.stat().st_size for file in files) < 5e6
-    for name in zoo.MODELS:
+    for name in (file.stem for file in files):
         artifact = artifacts.load(artifacts.data_folder() / "models" / name, name=name)
-        expected = {"date", "versions", "command", "git_commit", "cpu"} | ({"seed"} if name in zoo.CODES else set())
+        expected = {"date", "versions", "command", "cpu"} | (set() if name == "logistic_regression" else {"seed"})
         assert expected <= artifact.provenance.keys()
         for key, tensor in artifact.tensors.items():
             assert tensor.shape[-2:] != (28, 28), key
@@ -58,15 +58,61 @@ def test_shipped_decoder_is_ready_for_geometry(name, options):
     assert (metric.eigh(z)[0][:, 0] > 0).all()
 
 
-@pytest.mark.parametrize("name", zoo.CODES)
-def test_shipped_codes(name):
-    codes = lgi.load_codes(name)
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in zoo.CODES), ("published", {"seed": 4})])
+def test_shipped_codes(name, options):
+    codes = lgi.load_codes(name, **options)
     n = len(codes.label)
     assert n == 1032 + 982 + 892 + 1028  # digits 2, 4, 5, 7 of the official test set
     assert codes.z.shape == codes.std.shape == (n, 2)
     assert codes.label.unique().tolist() == [2, 4, 5, 7]
     assert (codes.index.diff() > 0).all()
     assert (codes.z.var(0) > 0.1).all()
+
+
+@pytest.mark.parametrize("name", ["vae1", "vae2", *recipes.PUBLISHED])
+def test_shipped_networks(name):
+    """All that are listed load, on the same mean; the smaller the bandwidth, the larger the standard deviation."""
+    of = {"name": name.split("-")[0]} | ({"seed": int(name[-1])} if name in recipes.PUBLISHED else {})
+    z = 2 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    mean = lgi.load_model(**of, std="constant").decoder(z)[0]
+    assert recipes.fit_or_load_rbf(name).source == "shipped"
+    for k, bandwidths in recipes.BANDWIDTHS[name].items():
+        stds = []
+        for c in sorted(bandwidths):
+            decoder = lgi.load_model(**of, n_centres=k, bandwidth=c).decoder
+            assert len(decoder.std_net.centres) == k
+            same, std = decoder(z)
+            assert torch.equal(same, mean)
+            assert std.max() <= decoder.std_net.floor**-0.5 * (1 + 1e-5)
+            stds.append(std.log().mean().item())
+        assert stds == sorted(stds, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(zoo.N_PUBLISHED))
+def test_published_models(seed):
+    vae = lgi.load_model("published", seed=seed)
+    assert recipes.train_or_load(f"published-{seed}").record["n_parameters"] == 43_813
+    image, _ = vae.decoder(lgi.load_codes("published", seed=seed).z[:50])
+    assert image.min() < -0.9
+    assert image.max() > 0.9
+    assert len(vae.decoder.std_net.centres) == 8
+    assert (lgi.PullbackMetric(vae.decoder).eigh(torch.zeros(1, 2))[0] > 0).all()
+
+
+@pytest.mark.needs_mnist
+def test_recorded_evaluation_of_the_published_models_is_true():
+    splits = [datasets.load("mnist", split) for split in ("train", "validation", "test")]
+    for name, recipe in recipes.PUBLISHED.items():
+        _, validation, test = (part.images for part in recipes.images_of(recipe, splits))
+        recorded, of = recipes.train_or_load(name).record["evaluation"], {"seed": recipe.training.seed}
+        for kind in ("constant", "rbf"):
+            again = training.evaluate(lgi.load_model("published", std=kind, **of), test, n_samples=2)
+            assert again.elbo.mean().item() == pytest.approx(recorded[f"{kind}_elbo"], rel=2e-3, abs=2)
+        codes, z = lgi.load_codes("published", **of), lgi.load_model("published", **of).encoder(test)[0]
+        torch.testing.assert_close(z, codes.z, rtol=1e-2, atol=1e-2)
+        evaluation = recipes.fit_or_load_rbf(name).record["evaluation"]
+        again = training.evaluate(lgi.load_model("published", bandwidth=0.6, **of), validation, n_samples=2)
+        assert again.elbo.mean().item() == pytest.approx(evaluation["k8.c0.6"]["elbo"], rel=5e-3, abs=2)
 
 
 @pytest.mark.parametrize("name", zoo.CODES)
@@ -151,6 +197,25 @@ def test_shipped_logistic_regression():
 
 
 @pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("vae1", "vae1", {}),
+        ("vae2-c0.8", "vae2", {"bandwidth": 0.8}),
+        ("published-t3-k8-c0.6", "published", {"seed": 3, "n_centres": 8, "bandwidth": 0.6}),
+        ("published-t0-constant", "published", {"seed": 0, "std": "constant"}),
+    ],
+)
+def test_short_names_of_variants(text, name, options):
+    assert zoo.variant(text) == (name, options)
+
+
+@pytest.mark.parametrize("text", ["", "published-", "published-x3", "published-c0.6-t3"])
+def test_names_of_no_variant(text):
+    with pytest.raises(ValueError, match="-c<bandwidth>"):
+        zoo.variant(text)
+
+
+@pytest.mark.parametrize(
     ("load", "arguments", "message"),
     [
         (lgi.load_model, {"name": "vae9"}, "vae1"),
@@ -159,6 +224,13 @@ def test_shipped_logistic_regression():
         (lgi.load_model, {"name": "vae1", "output": "logits"}, "logistic regression"),
         (lgi.load_model, {"name": "logistic_regression", "std": "rbf"}, "VAEs"),
         (lgi.load_model, {"name": "gan", "std": "rbf"}, "no options"),
+        (lgi.load_model, {"name": "gan", "bandwidth": 1.0}, "no options"),
+        (lgi.load_model, {"name": "published", "seed": 5}, "seed 5; there are 0 to 4"),
+        (lgi.load_codes, {"name": "published", "seed": -1}, "0 to 4"),
+        (lgi.load_model, {"name": "vae1", "seed": 1}, "5 trainings, not of vae1"),
+        (lgi.load_model, {"name": "vae1", "bandwidth": 0.7}, "k64.c0.8, k64.c1, k64.c1.25"),
+        (lgi.load_model, {"name": "published", "n_centres": 9}, "n_centres=9 and bandwidth=1; .* k64.c0.3.* k8.c1$"),
+        (lgi.load_model, {"name": "published", "std": "constant", "bandwidth": 0.5}, "has neither"),
     ],
 )
 def test_unknown_names_are_refused(load, arguments, message):
