@@ -244,7 +244,7 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
     try:
         json.dumps(settings["about"], allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected about as finite numbers, strings, lists and mappings: {error}") from error
+        raise ValueError(f"expected about to be made of finite numbers, strings, lists, mappings: {error}") from error
     if any(x.is_inference() for x in parameters(metric)):
         raise ValueError("the metric's model was made in torch.inference_mode and has no derivatives: make it outside")
     _check_codes(codes, direction)

@@ -20,7 +20,7 @@ from lgi.metric import (
     curve_length,
 )
 from lgi.solver import SolverSettings, load_result, shorten, solve_geodesic_ode
-from lgi.solver.methods import METHODS
+from lgi.solver.methods import METHODS, chosen
 from lgi.spline import CubicBSpline
 
 EXACT = SolverSettings(length_tolerance=1e-12, tolerance=1e-7, progress=False)
@@ -271,7 +271,28 @@ def test_methods_agree():
     assert (lbfgs.n_iterations < gradient.n_iterations).all()
 
 
-def test_lbfgs_needs_no_forward_derivatives_until_the_certificate():
+def test_lbfgs_is_preconditioned_by_the_metric():
+    """A curve's iterations do not grow when latent coordinates are scaled by 1 to 1000, to which lengths are blind."""
+    scale = torch.logspace(0, 3, 12, dtype=torch.float64)
+    decode = random_decoder(d=12, n_values=60)
+    start, end = random_pairs(3, d=12)
+    end = start + 0.2 * (end - start)
+    settings = SolverSettings(method="lbfgs", progress=False)
+    plain = shorten(PullbackMetric(decode), start, end, settings)
+    scaled = shorten(PullbackMetric(lambda z: decode(z * scale)), start / scale, end / scale, settings)
+    assert plain.converged.all()
+    assert scaled.converged.all()
+    assert relative(scaled.length, plain.length) < 1e-5
+    assert (scaled.n_iterations <= 1.5 * plain.n_iterations + 3).all()
+
+
+def test_the_method_is_chosen_by_dimension():
+    assert [chosen("auto", d) for d in (2, 100, 101)] == ["gauss-newton", "gauss-newton", "lbfgs"]
+    assert chosen("gradient", 500) == "gradient"
+    assert SolverSettings().method == "auto"
+
+
+def test_lbfgs_needs_forward_derivatives_at_one_point_until_the_certificate():
     calls = []
 
     class Counting(PullbackMetric):
@@ -286,8 +307,8 @@ def test_lbfgs_needs_no_forward_derivatives_until_the_certificate():
     result = shorten(metric, start, end, SolverSettings(method="lbfgs", n_iterations=300, progress=False))
     assert result.converged.all()
     assert result.improvement.min() > 0
-    # Certified once or twice: a few nodes each.
-    assert sum(calls) <= 3 * 40
+    # Certified once or twice, a few nodes each; and one point (16: a full vector) at each of some levels.
+    assert sum(calls) <= 3 * 40 + 8 * 16
 
 
 def test_feature_map_is_the_composed_generator():

@@ -15,7 +15,7 @@ test $# -gt 0 || set -- tests benchmarks notebooks
 for part; do
   case $part in
   tests) # the same that run on the simulated device
-    step tests 300 env OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -k "$(test -z "${SMOKE:-}" && echo cuda || echo strict)" tests/test_accelerator.py ;;
+    step tests 300 env OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -k "$(test -z "${SMOKE:-}" && echo cuda || echo strict)" tests/on_accelerator.py ;;
   benchmarks)
     step benchmarks 580 "$python" tests/benchmarks/gpu.py ${SMOKE:+--smoke} --out "$out/gpu.json" ;;
   notebooks) # by papermill, each with its own checks; side by side, because none of them keeps a GPU busy

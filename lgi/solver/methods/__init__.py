@@ -9,7 +9,7 @@ METHODS: dict[str, type[Method]] = {"gauss-newton": GaussNewton, "lbfgs": LBFGS,
 """By the name that ``SolverSettings.method`` has."""
 
 # Dimension above which the dense matrices of Gauss-Newton cost more than the iterations of L-BFGS: in forward passes of
-# MLPs (tests/benchmarks/walls.py), 27,700 against 36,900 for a pair in 96 dimensions, 69,900 against 43,400 in 128.
+# MLPs (tests/benchmarks/walls.py), 26,600 against 39,100 for a pair in 96 dimensions, 69,900 against 44,000 in 128.
 _LARGEST_DENSE = 100
 
 

@@ -11,8 +11,8 @@ from lgi.solver.steps import factorised
 
 # Steps remembered.
 _MEMORY = 10
-# Least eigenvalue that the preconditioner gives the metric, in units of the mean one: where the metric is flatter, the
-# model of the curve is worth less than that.
+# What is added to the metric in the preconditioner, in units of its diagonal: in directions where it is flat by
+# comparison, it says less about the second derivatives than that.
 _RIDGE = 1e-2
 
 
@@ -29,11 +29,10 @@ class LBFGS(FirstOrder):
         self.d = stage.energy.d
         middle = stage.basis[0][len(stage.grid.t) // 2] @ stage.group.control
         M = stage.energy.tensor(middle[:, None])[:, 0]
-        size = M.diagonal(dim1=-2, dim2=-1).mean(-1)
-        self.factor = factorised(M + _RIDGE * torch.diag_embed(size[:, None].expand(-1, self.d)))[0]
+        self.factor = factorised(M + _RIDGE * torch.diag_embed(M.diagonal(dim1=-2, dim2=-1)))[0]
         self.n_rows = stage.energy.tensor_cost
-        self.scale = torch.full_like(size, 0.5)
-        self.shrink = torch.ones_like(size)
+        self.scale = torch.full_like(M[:, 0, 0], 0.5)
+        self.shrink = torch.ones_like(self.scale)
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def least_decrease(self, stage: Stage) -> Tensor:
