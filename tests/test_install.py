@@ -54,8 +54,8 @@ def test_wheel_holds_the_package_the_models_and_nothing_else(wheel):
     package = {name for name in names if not name.startswith(metadata.removesuffix("METADATA"))}
     kept = (path for path in (ROOT / "lgi").rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     expected = {path.relative_to(ROOT).as_posix() for path in kept}
-    expected |= {f"lgi/_shipped/models/{model}.safetensors" for model in zoo.MODELS}
-    expected |= {f"lgi/_shipped/results/{path.name}" for path in (ROOT / "data" / "results").iterdir()}
+    for kind in ("models", "results"):
+        expected |= {f"lgi/_shipped/{kind}/{path.name}" for path in (ROOT / "data" / kind).iterdir()}
     assert package == expected
     assert "lgi/py.typed" in package
     assert any(name.endswith("/licenses/LICENSE") for name in names)

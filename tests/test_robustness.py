@@ -87,7 +87,7 @@ def test_read_only_repository(tmp_path):
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     # Reading needs no writing.
-    assert said["models"] == "returned [False, False, False, False]"
+    assert said["models"] == "returned [False, False, False, False, False]"
     assert said["codes"] == "returned [3934, 3934, 3934]"
     for name, remedy in (("compute", "Set LGI_CACHE to"), ("results", "LGI_RUNS"), ("download", "set LGI_DATA")):
         assert "Read-only file system" in said[name], name
