@@ -217,6 +217,13 @@ def connection() -> Iterator[dict[str, str]]:
         yield {"transport_encryption": "auto"} if can_encrypt else {}
 
 
+# Else a kernel that is told to end in the middle of a word logs, as errors, that its sockets are gone.
+QUIET_END = [
+    "--IPKernelApp.log_level=CRITICAL",
+    "--IPKernelApp.exec_lines=__import__('logging').getLogger('tornado').setLevel('CRITICAL')",
+]
+
+
 def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     """Execute one notebook into `folder`; raises what papermill raises."""
     try:
@@ -229,7 +236,7 @@ def execute(path: Path, parameters: Mapping[str, Any], folder: Path) -> None:
                 progress_bar={"desc": f"  {path.stem}", "position": 1, "leave": False, "disable": None},
                 coalesce_streams=True,
                 start_timeout=300,  # of the kernel: on a busy machine importing takes its time
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # else a kernel may log its shutdown as an error
+                extra_arguments=QUIET_END,
                 config=Config(KernelManager=kernel_manager),
             )
     finally:
