@@ -244,7 +244,6 @@ def train_vae(
     optimizer = Adam(vae.parameters(), lr=rate, weight_decay=settings.weight_decay, **flags)
     identity = {"settings": settings, "architecture": vae.architecture, "n": [len(train), len(held_out)]}
     run = _Run(vae, [optimizer], identity, checkpoint)
-    optimizer.param_groups[0].update(lr=rate, **flags)  # of the checkpoint's machine they may be others
     train = train.to(device)
 
     def step(x: Tensor, noise: Tensor) -> Tensor:
@@ -654,6 +653,8 @@ class _Run:
             content = io.BytesIO(saved.tensors["states"].numpy().tobytes())
             states = torch.load(content, map_location="cpu", weights_only=True)
             for part, state in zip(self.parts, states, strict=True):
+                if isinstance(part, Adam):  # the checkpoint's machine may have stepped in another way (fused, on a GPU)
+                    state["param_groups"] = part.state_dict()["param_groups"]
                 part.load_state_dict(state)
             self.history += saved.record["history"]
 

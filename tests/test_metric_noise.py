@@ -187,7 +187,8 @@ def test_draws_are_chunked() -> None:
 
     z = randn(3, 2)
     large, small = sampled(features, 64), sampled(lambda x: x.flatten(1).sin(), 64)
-    assert deviation(large.tensor(z), (1 << 12) * small.tensor(z)) <= 1e-12
+    # Sums of a million terms, in another order on another processor.
+    assert deviation(large.tensor(z), (1 << 12) * small.tensor(z)) <= 1e-10
     # 2^19 values, of which an output has 12 * 2^12.
     assert max(seen) <= 10
 
