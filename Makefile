@@ -33,6 +33,8 @@ PROCESSOR ?=
 $(if $(filter-out $(PROCESSORS),$(PROCESSOR)),$(error PROCESSOR=$(PROCESSOR) is none of $(PROCESSORS)))
 TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
 
+# As lgi/__init__.py does, which says why: for kernels that import torch before lgi.
+export OMP_WAIT_POLICY ?= PASSIVE
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
@@ -83,7 +85,7 @@ $(STAMP): pyproject.toml requirements.lock
 	touch $@
 
 .PHONY: reproduce
-reproduce: $(STAMP) ## run the series of notebooks into runs/ and draw figures/
+reproduce: $(STAMP) ## run the series of notebooks into runs/
 	@$(BIN)/python notebooks/reproduce.py $(if $(PARAMS),--params $(PARAMS)) $(ARGS)
 
 # All parts run, whatever fails, and at the end those that failed are named.
@@ -135,6 +137,10 @@ notebooks: $(STAMP) ## format, execute and clean the notebooks, update README.md
 .PHONY: book
 book: $(STAMP) ## render the series to runs/book/index.html, a site that opens in any browser (EDITION=student)
 	@$(BIN)/python notebooks/book.py --edition $(EDITION)
+
+.PHONY: lab
+lab: $(STAMP) ## JupyterLab with the series, kernels set as those of make reproduce (ARGS: its own options)
+	@$(BIN)/jupyter lab --notebook-dir=. $(if $(ARGS),$(ARGS),notebooks/01_train_vaes.ipynb)
 
 .PHONY: mutations
 mutations: $(STAMP) ## make deliberate faults in copies, one by one, and show that the tests notice each

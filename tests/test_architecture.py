@@ -23,7 +23,7 @@ LAYERS = [
     {"metric"},
     {"features", "models", "datasets", "zoo"},
     {"solver"},
-    {"fingerprints", "statistics", "studies", "inversion"},
+    {"fingerprints", "statistics", "studies", "inversion", "collection"},
     {"directions", "algorithm1", "comparison"},
     {"training", "recipes"},
     {"plots"},
@@ -36,7 +36,7 @@ ONLY = {"paper": {"torch", "lgi.spline"}, "plots": {"torch", "numpy", "matplotli
 CONTRACT = {
     *("PullbackMetric", "curve_length", "curve_energy", "CubicBSpline", "load_model", "load_codes", "shorten"),
     *("certify", "SolverSettings", "worst_case_improvement", "compare_models", "invert", "load_study", "merge_studies"),
-    *("load_result", "slerp"),
+    *("load_result", "slerp", "collect"),
 }
 
 HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}
