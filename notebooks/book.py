@@ -1,12 +1,13 @@
 """Render the committed notebooks to a static site that opens from the file system and loads nothing from the network.
 
     python notebooks/book.py                      everything, solutions and instructor's page included: runs/book/
-    python notebooks/book.py --edition student    without these two: runs/book_student/
+    python notebooks/book.py --edition student    without these two, and with exercises to fill in: runs/book_student/
 
 One page for each of ``NN_*.ipynb``, ``glossary.md``, ``solutions/NN_*.ipynb`` and ``instructor.md``, for each module of
 ``lgi`` that one of them links to, and an index made of README.md and of the notebooks' title cells and results. Nothing
-is executed: pages show the committed outputs, rendered by nbconvert through ``book/page.html.j2``. Equations become MathML, which browsers draw without a script. HTML among the outputs is
-shown as it is: a page's policy lets the browser run no script but the page's own, and load from nowhere but the book.
+is executed: pages show the committed outputs, rendered by nbconvert through ``book/page.html.j2``. Equations become
+MathML, which browsers draw without a script. HTML among the outputs is shown as it is: a page's policy lets the browser
+run no script but the page's own, and load from nowhere but the book.
 What would be wrong in the book is refused, and the former one stays: a notebook that was not executed, a link to
 nothing, an equation that cannot be converted, an image without a description.
 
@@ -33,6 +34,7 @@ from urllib.parse import unquote, urlsplit
 
 import math_core
 import nbformat
+import student
 from bs4 import BeautifulSoup, Tag
 from fontTools import subset
 from nbconvert import HTMLExporter
@@ -49,8 +51,8 @@ HERE = Path(__file__).resolve().parent
 README_SECTIONS = ("Two commands", "Cite")
 # Columns of the notebooks' tables of results that the index shows; what decides a verdict stands in the notebook.
 RESULTS = ("claim", "paper", "measured", "verdict")
-# Group of the pages that show modules of lgi.
-SOURCE = "Source"
+# Groups of the pages that show modules of lgi, and notebooks to fill in.
+SOURCE, EXERCISES = "Source", "Exercises"
 # Colours of code in the light and in the dark scheme.
 CODE_STYLES = ("default", "github-dark")
 # Drawn in equations without standing in the text: roots, and the italics that stand for single letters.
@@ -105,7 +107,9 @@ def collect(folder: Path, edition: str) -> list[Page]:
     if not series:
         raise Refusal(f"no numbered notebook (NN_name.ipynb) in {folder}")
     pages = [*series, *text_page(folder / "glossary.md", "Words")]
-    if edition != "student":
+    if edition == "student":
+        pages += exercises(folder)
+    else:
         solutions = sorted((folder / "solutions").glob("[0-9][0-9]_*.ipynb"))
         pages += [Page(path, "Solutions", read_notebook(path)) for path in solutions]
         pages += text_page(folder / "instructor.md", "Teaching")
@@ -113,6 +117,15 @@ def collect(folder: Path, edition: str) -> list[Page]:
         if not page.notebook.cells[0].source.startswith("# "):
             raise Refusal(f"{page.source} does not begin with its title")
     return [index(folder.parent / "README.md", series), *pages, *modules(pages, folder.parent)]
+
+
+def exercises(folder: Path) -> list[Page]:
+    """Notebooks to fill in, of which there are no files: those that are made of the solutions."""
+    pages = []
+    for path in sorted((folder / "solutions").glob("[0-9][0-9]_*.ipynb")):
+        if (notebook := student.fill_in(read_notebook(path), path.name[:2])) is not None:
+            pages.append(Page(folder / "exercises" / f"{path.name[:2]}_exercises.ipynb", EXERCISES, notebook))
+    return pages
 
 
 def text_page(path: Path, group: str) -> list[Page]:
@@ -230,7 +243,10 @@ class Book:
                 html, made = exporter.from_notebook_node(page.notebook, {"unique_key": f"figures/{page.source.stem}"})
             except Refusal as refusal:
                 raise Refusal(f"{page.source}: {refusal}") from refusal
-            for name, content in {page.name: html.encode(), **made.get("outputs", {})}.items():
+            files = {page.name: html.encode(), **made.get("outputs", {})}
+            if page.group == EXERCISES:
+                files[f"notebooks/{page.source.name}"] = nbformat.writes(page.notebook).encode()
+            for name, content in files.items():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / name).write_bytes(content)
             texts.append(html)
