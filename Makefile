@@ -18,7 +18,7 @@ $(if $(filter-out cpu,$(TORCH)),$(error TORCH=$(TORCH) is neither empty nor cpu)
 # arguments for notebooks/reproduce.py, e.g. ARGS="--only 01 -p epochs 5".
 PARAMS ?=
 ARGS ?=
-# Of `make book`: full, or student, which leaves out the solutions and the instructor's page.
+# Of `make book`: full, or student, with notebooks to fill in for the solutions and without the instructor's page.
 EDITION ?= full
 # Test processes. One thread each: two busy processes with two threads each are slower than with one.
 JOBS ?= 2
@@ -45,7 +45,7 @@ help: ## this list
 	@echo
 	@echo "  PARAMS=smoke      with reproduce: minutes instead of the full run, data that need no download"
 	@echo "  ARGS=\"...\"        with reproduce: passed on, see $(BIN)/python notebooks/reproduce.py --help"
-	@echo "  EDITION=student   with book: without solutions and instructor's page, into runs/book_student"
+	@echo "  EDITION=student   with book: exercises to fill in for solutions and instructor's page, into runs/book_student"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
 	@echo "  INSTALLER=pip     install with pip even where uv works"
 	@echo "  TORCH=cpu         with install, in a fresh clone: torch without the libraries of a GPU"
