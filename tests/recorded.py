@@ -91,9 +91,13 @@ CELLS = (
     Tolerance("05_two*/*/difference (points)*", 0.0, 0.1, _SOLVER),
     Tolerance("05_two*/*/verdicts*", 0.0, 1.0, "percent, ten of 500 pairs: " + _SIDES),
     Tolerance("05_two*/*/some pairs are comparable*", 0.0, 0.0, "one of 20 pairs, by the last digit: " + _SIDES),
-    Tolerance("05_two*/c29-*/GAN | certified", 0.0, 0.07, "share of 60 pairs, four of them"),
-    Tolerance("05_two*/c29-*| certified", 0.0, 0.02, "share of 500 pairs or 100 samples, ten or two of them"),
-    Tolerance("05_two*/c29-*", 0.3, 0.0, "residuals of single pairs"),
+    Tolerance("05_two*/*/certified in both models*", 0.0, 0.0, "one of 20 pairs, by the last digit: " + _SIDES),
+    Tolerance("05_two*/*/improvements of two models can*", 0.0, 0.0, "one of 20 pairs, by the last digit: " + _SIDES),
+    Tolerance("05_two*/*/pairs that improve*", 0.0, 0.02, "means, ten of 500 pairs: " + _SIDES),
+    Tolerance("05_two*/*/similar improvements show*", 0.0, 0.05, "means and shuffling: " + _SIDES),
+    Tolerance("05_two*/c27-*/GAN | certified", 0.0, 0.07, "share of 60 pairs, four of them"),
+    Tolerance("05_two*/c27-*| certified", 0.0, 0.02, "share of 500 pairs or 100 samples, ten or two of them"),
+    Tolerance("05_two*/c27-*| 90 %*", 0.3, 0.0, "residuals of single pairs"),
     Tolerance("06_original*/*/verdicts that change:", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
     Tolerance("06_original*/*/comparison*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
     Tolerance("06_original*/c27-*/mean improvement*", 0.0, 1.0, "percent, of 30 pairs one of which ends elsewhere"),
@@ -123,12 +127,14 @@ CELLS = (
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
 
-# Not compared: what depends on the files of the machine; and residuals of curves that are not certified (of the
-# GAN's every eighth is not), seen four times as large on another processor. By notebook and cell.
+# Not compared: what depends on the files of the machine, such as whether there are images of MNIST; and residuals of
+# curves that are not certified (of the GAN's every eighth is not), seen four times as large on another processor. By
+# notebook and cell.
 CELLS_NOT_COMPARED = (
     "03_solutions/s07-*/probabilities* | median residual",
     "03_solutions/s11-*/0.* | median residual",
-    "05_two*/c29-*/GAN | 90 %*",
+    "05_two*/c27-*/GAN | 90 %*",
+    "05_two*/*/[*]Figure*",
     "01_train_vaes/c10-*",
     "01_train_vaes/c27-*",
     "01_train_vaes/c31-*",
