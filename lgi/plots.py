@@ -328,15 +328,21 @@ def axial_histogram(ax: Axes, theta: Array, *, bins: int = 36, **looks: Any) -> 
     ax.set(yticks=[], xticks=np.arange(0, 2 * np.pi, np.pi / 4))
 
 
+<<<<<<< HEAD
 def numbered_starts(ax: Axes, z: Array, colours: Sequence[Any], *, size: float = 7.0) -> None:
     """Number points in boxes of their colours, each beside its point and joined to it, none on top of another.
 
     The limits of the axes must be final: what overlaps is a matter of pixels.
+=======
+def improved_lines(ax: Axes, start: Array, end: Array, improvement: Array, label: str) -> LineCollection:
+    """Straight lines over a grey field, with a colour bar: the more a line can be shortened, the more it is seen.
+>>>>>>> s-study
 
     Parameters
     ----------
     ax : matplotlib axes
         Where.
+<<<<<<< HEAD
     z : array, shape (n, 2)
         Points; the first is number 1.
     colours : sequence of n colours
@@ -389,3 +395,29 @@ def pair_legend(axes: Sequence[Axes], starts: Sequence[Array], colours: Sequence
     figure.canvas.draw()  # the legend takes its room: only now is it known where points are
     for ax, z in zip(axes, starts, strict=True):
         numbered_starts(ax, z, colours)
+=======
+    start, end : array, shape (n, 2)
+        Ends of the lines.
+    improvement : array, shape (n,)
+        Relative improvements, in the unit of the label.
+    label : str
+        Of the colour bar.
+
+    Returns
+    -------
+    LineCollection
+        The lines, the most improved on top.
+    """
+    start, end, improvement = np.asarray(start), np.asarray(end), np.asarray(improvement)
+    order = np.argsort(improvement)
+    share = improvement[order] / max(float(improvement.max()), 1e-12)
+    # Brightness, opacity and width say the same: on paper and on a screen the dullest lines are the faintest.
+    colours = mpl.colors.LinearSegmentedColormap.from_list("improvement", ["0.55", "#B8860B", "#FFD700", "#FFFFCC"])
+    segments = np.stack([start[order], end[order]], axis=1)
+    lines = LineCollection(list(segments), cmap=colours, linewidths=0.6 + 1.6 * share, alpha=0.35 + 0.65 * share)
+    lines.set_array(improvement[order])
+    lines.set_clim(0, float(improvement.max()))
+    ax.add_collection(lines)
+    ax.figure.colorbar(mpl.cm.ScalarMappable(lines.norm, colours), ax=ax, label=label, shrink=0.85)
+    return lines
+>>>>>>> s-study

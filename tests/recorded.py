@@ -82,7 +82,16 @@ CELLS = (
     Tolerance("03_geo*/*/the optimiser is not*", 0.0, 0.15, _FEW_PAIRS),
     Tolerance("03_geo*/*/shorter, through the classifier*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
     Tolerance("03_geo*/*/geodesics pass*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
-    Tolerance("04_worst*/*maximal worse*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
+    Tolerance("04_worst*/*maximal worst*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
+    Tolerance(
+        "04_worst*/*the maximal eigenvector is*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"
+    ),
+    Tolerance("06_original*/*verdicts that change:*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
+    Tolerance("06_original*/c27-*/mean improvement*", 0.0, 1.0, "percent, of 30 pairs one of which ends elsewhere"),
+    Tolerance("06_original*/c20-*| *", 2e-2, 0.0, "the smaller eigenvalue, in single precision"),
+    Tolerance("06_original*/*/spline basis*", 0.0, 0.0, _COUNTED, digits=0),
+    Tolerance("06_original*/*/two models*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
+    Tolerance("06_original*/c3[03]-*", 5e-2, 0.2, "percent, by an optimiser of large steps that is stopped on the way"),
     Tolerance("05_two*/*/comparable*| 20 pairs", 0.0, 5.0, "percent, one of 20 pairs: " + _SIDES),
     Tolerance("05_two*/*/comparable*60 pairs", 0.0, 3.5, "percent, two of 60 pairs: " + _SIDES),
     Tolerance("05_two*/*/comparable*", 0.0, 1.0, "percent, five of 500 pairs: " + _SIDES),
@@ -98,11 +107,6 @@ CELLS = (
     Tolerance("05_two*/c27-*/GAN | certified", 0.0, 0.07, "share of 60 pairs, four of them"),
     Tolerance("05_two*/c27-*| certified", 0.0, 0.02, "share of 500 pairs or 100 samples, ten or two of them"),
     Tolerance("05_two*/c27-*| 90 %*", 0.3, 0.0, "residuals of single pairs"),
-    Tolerance("06_original*/*/verdicts that change:", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
-    Tolerance("06_original*/*/comparison*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
-    Tolerance("06_original*/c27-*/mean improvement*", 0.0, 1.0, "percent, of 30 pairs one of which ends elsewhere"),
-    Tolerance("06_original*/*/spline basis*", 0.0, 0.0, _COUNTED, digits=0),
-    Tolerance("06_original*/*/two models*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
     Tolerance("07_explore/*| digits, *", 0.0, 0.0, _COUNTED, digits=0),
     Tolerance("01_solutions/s03-*", 2e-2, 0.3, _TRAINED),
     Tolerance("01_solutions/s1[09]-*", 2e-2, 0.0, _TRAINED),
@@ -127,10 +131,11 @@ CELLS = (
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
 
-# Not compared: what depends on the files of the machine, such as whether there are images of MNIST; and residuals of
-# curves that are not certified (of the GAN's every eighth is not), seen four times as large on another processor. By
+# Not compared: times; what depends on the files of the machine, such as whether there are images of MNIST; and residuals
+# of curves that are not certified (of the GAN's every eighth is not), seen four times as large on another processor. By
 # notebook and cell.
 CELLS_NOT_COMPARED = (
+    "04_worst*| seconds a sample",
     "03_solutions/s07-*/probabilities* | median residual",
     "03_solutions/s11-*/0.* | median residual",
     "05_two*/c27-*/GAN | 90 %*",
