@@ -328,21 +328,15 @@ def axial_histogram(ax: Axes, theta: Array, *, bins: int = 36, **looks: Any) -> 
     ax.set(yticks=[], xticks=np.arange(0, 2 * np.pi, np.pi / 4))
 
 
-<<<<<<< HEAD
 def numbered_starts(ax: Axes, z: Array, colours: Sequence[Any], *, size: float = 7.0) -> None:
     """Number points in boxes of their colours, each beside its point and joined to it, none on top of another.
 
     The limits of the axes must be final: what overlaps is a matter of pixels.
-=======
-def improved_lines(ax: Axes, start: Array, end: Array, improvement: Array, label: str) -> LineCollection:
-    """Straight lines over a grey field, with a colour bar: the more a line can be shortened, the more it is seen.
->>>>>>> s-study
 
     Parameters
     ----------
     ax : matplotlib axes
         Where.
-<<<<<<< HEAD
     z : array, shape (n, 2)
         Points; the first is number 1.
     colours : sequence of n colours
@@ -395,7 +389,15 @@ def pair_legend(axes: Sequence[Axes], starts: Sequence[Array], colours: Sequence
     figure.canvas.draw()  # the legend takes its room: only now is it known where points are
     for ax, z in zip(axes, starts, strict=True):
         numbered_starts(ax, z, colours)
-=======
+
+
+def improved_lines(ax: Axes, start: Array, end: Array, improvement: Array, label: str) -> LineCollection:
+    """Straight lines over a grey field, with a colour bar: the more a line can be shortened, the more it is seen.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
     start, end : array, shape (n, 2)
         Ends of the lines.
     improvement : array, shape (n,)
@@ -420,4 +422,3 @@ def pair_legend(axes: Sequence[Axes], starts: Sequence[Array], colours: Sequence
     ax.add_collection(lines)
     ax.figure.colorbar(mpl.cm.ScalarMappable(lines.norm, colours), ax=ax, label=label, shrink=0.85)
     return lines
->>>>>>> s-study

@@ -131,8 +131,8 @@ CELLS = (
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
 
-# Not compared: times; what depends on the files of the machine, such as whether there are images of MNIST; and residuals
-# of curves that are not certified (of the GAN's every eighth is not), seen four times as large on another processor. By
+# Not compared: times; what depends on the files of the machine, such as whether there are images of MNIST; residuals of
+# curves that are not certified (of the GAN's every eighth is not), seen four times as large on another processor. By
 # notebook and cell.
 CELLS_NOT_COMPARED = (
     "04_worst*| seconds a sample",
