@@ -39,12 +39,11 @@ SMOKE = (
     Tolerance("01_*/accuracy", 0.0, 0.015, "two of 143 images"),
     Tolerance("02_*", 1e-3, 1e-3, "fixed weights in single precision"),
     Tolerance("03_*/changes/straight/*", 0.0, 1e-3, "no solver takes part"),
-    Tolerance("03_*/changes/*, e*", 0.0, 1.0, "of two pairs, one change more or fewer in each"),
     Tolerance("03_*/changes/*", 0.0, 0.26, "mean number of changes over 12 pairs, and its interval: three changes"),
     Tolerance("03_*/saved/*", 0.0, 0.35, "difference of two such means"),
     Tolerance("03_*/near_chord/*", 0.0, 0.17, "two of 12 pairs"),
     Tolerance("03_*/certified/eq. 3", 0.0, 0.17, "two of 12 pairs"),
-    Tolerance("03_*/certified/*", 0.0, 1.0, "of two pairs"),
+    Tolerance("03_*/not_global/*", 0.0, 0.17, "two of 12 pairs"),
     Tolerance("03_*/vgg_noise/*", 1e-2, 0.0, "no solver takes part"),
     Tolerance("03_*/vgg/straight_length", 1e-3, 0.0, "no solver takes part"),
     # 0.988 to 1.036 of the recorded length on three processors.
@@ -64,7 +63,11 @@ SMOKE = (
 )
 
 # Not compared: sentences made of what is compared, timings, and where a result comes from on this machine.
-SMOKE_NOT_COMPARED = ("*/headline", "*seconds*", "03_*/vgg/source", "03_*/vgg/residual", "03_*/vgg/weights")
+# Nor what two pairs do in the noisy decoder's metrics, since each may end elsewhere: in the default run it is compared.
+SMOKE_NOT_COMPARED = (
+    *("*/headline", "*seconds*", "03_*/vgg/source", "03_*/vgg/residual", "03_*/vgg/weights"),
+    *("03_*/changes/*, e*", "03_*/certified/eq. 4", "03_*/certified/expected"),
+)
 
 # --- what the committed notebooks show --------------------------------------------------------------------------------
 
@@ -75,13 +78,14 @@ _COUNTED = "counted, and far from the next number"
 _TRAINED = "trained anew, where roundings grow from step to step"
 
 CELLS = (
-    Tolerance("03_geo*/*/pairs for which four starts*", 0.0, 1.0, _FEW_PAIRS),
-    Tolerance("03_geo*/*/chord #, straight #, shorter", 0.0, 0.2, _CLASSIFIER + ": 1.47 or 1.61"),
+    Tolerance("03_geo*/*/found from another start*", 0.0, 1.0, "a pair may lie at the limit of one percent"),
+    Tolerance("03_geo*/*/chord #, straight #, shorter", 0.0, 0.1, _CLASSIFIER),
     Tolerance("03_geo*/*/Fig. 3*", 0.0, 0.0, _COUNTED, digits=0),
-    Tolerance("03_geo*/*/from the *", 0.0, 0.15, _FEW_PAIRS),
-    Tolerance("03_geo*/*/the optimiser is not*", 0.0, 0.15, _FEW_PAIRS),
+    Tolerance("03_geo*/*/from the *", 0.0, 0.05, _CLASSIFIER + ": ten of 200 pairs"),
+    Tolerance("03_geo*/*/through the classifier, found*", 0.0, 5.0, "percent, ten of 200 pairs: " + _CLASSIFIER),
+    Tolerance("03_geo*/*/the optimiser is not*| measured", 0.0, 0.02, _CLASSIFIER + ": four of 200 pairs"),
     Tolerance("03_geo*/*/shorter, through the classifier*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
-    Tolerance("03_geo*/*/geodesics pass*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
+    Tolerance("03_geo*/*/geodesics pass*| measured", 0.0, 0.05, _CLASSIFIER + ": ten of 200 pairs"),
     Tolerance("04_worst*/*maximal worst*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
     Tolerance(
         "04_worst*/*the maximal eigenvector is*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"
@@ -136,6 +140,8 @@ CELLS = (
 # notebook and cell.
 CELLS_NOT_COMPARED = (
     "04_worst*| seconds a sample",
+    "02_metric*/c14a-*/equation *",
+    "03_geo*/c06a-*/processor seconds*",
     "03_solutions/s07-*/probabilities* | median residual",
     "03_solutions/s11-*/0.* | median residual",
     "05_two*/c27-*/GAN | 90 %*",
