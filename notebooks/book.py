@@ -162,6 +162,7 @@ def index(readme: Path, series: Sequence[Page]) -> Page:
         about = page.notebook.cells[0].source.partition("\n")[2]
         # The run time up to its first comma; what it depends on is the notebook's to say.
         about = re.sub(r"(\*\*Run time:\*\* [^;,.]*).*", r"\1.", about, flags=re.DOTALL)
+        about = re.sub(r"\]\((?!https:|#)", f"]({href.parent.as_posix()}/", about)
         cards.append(f"### [{page.title}]({href})\n\n{about}")
         for output in (output for cell in page.notebook.cells for output in cell.get("outputs", [])):
             table = output.get("data", {}).get("text/markdown", "")
@@ -343,7 +344,10 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
     figure, cell = image.find_parent("figure"), image.find_parent(class_="cell")
     section = cell.find_previous(["h1", "h2", "h3"]).get_text()
     below, above = cell.find_next_sibling(class_="prose"), cell.find_previous_sibling(class_="prose")
-    first = below.find(True) if below else None
+    # Words that the cell itself has written below its figure come before the prose below the cell.
+    written = figure.find_next_sibling(class_="output")
+    written = written if written and written.select_one("p > em") else None
+    first = written.p if written else below.find(True) if below else None
     text = ""
     if first is not None and first.name == "p":
         text = opening(words(first))
@@ -352,10 +356,10 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
             rest = words(first).removeprefix(words(start)).strip()
             text = f"{words(start)} {opening(rest)}".strip()
             # The last figure of the cell has it.
-            if figure is cell.find_all("figure")[-1] and cell.find_next_sibling() is below:
+            if figure is cell.find_all("figure")[-1] and (written or cell.find_next_sibling() is below):
                 caption = soup.new_tag("figcaption")
                 caption.extend(list(start.contents))
-                start.decompose()
+                (written or start).decompose()
                 figure.append(caption)
     if not text and above is not None:
         text = re.split(r"(?<=[^\W\d]{4}[.!?])\s", words(above.find_all(["p", "li"])[-1]))[-1]
