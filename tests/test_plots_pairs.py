@@ -1,4 +1,4 @@
-"""Numbers of pairs on several axes: beside their points, in their colours, none on top of another."""
+"""Numbers of pairs on several axes, none on top of another; lines that are seen as much as they improve."""
 
 from itertools import combinations
 
@@ -26,4 +26,17 @@ def test_numbers_of_close_points_do_not_cover_each_other():
     (legend,) = figure.legends
     # Ten in a row: matplotlib fills columns first, so that rows read 1 to 10 and 11 to 20.
     assert [text.get_text() for text in legend.get_texts()][:4] == ["1", "11", "2", "12"]
+    plt.close(figure)
+
+
+def test_the_most_improved_lines_are_the_most_visible():
+    improvement = [5.0, 20.0, 0.0]
+    figure, ax = plt.subplots()
+    lines = plots.improved_lines(ax, [[0, 0], [1, 1], [2, 2]], [[0, 1], [1, 2], [2, 3]], improvement, "in %")
+    assert lines.get_array().tolist() == [0, 5, 20]
+    assert lines.get_segments()[-1].tolist() == [[1, 1], [1, 2]]
+    for visible in (lines.get_linewidths(), lines.get_alpha()):
+        assert list(visible) == sorted(visible)
+        assert visible[-1] > 1.5 * visible[0]
+    assert figure.axes[1].get_ylabel() == "in %"
     plt.close(figure)
