@@ -37,6 +37,7 @@ from typing import Any
 import filelock
 import nbformat
 import papermill
+import psutil  # which ipykernel needs too
 import yaml
 import zmq
 from jupyter_client import KernelManager
@@ -223,11 +224,23 @@ def connection() -> Iterator[dict[str, str]]:
         # In a folder of its own. By default they are in the current one, where two runs, or this one and the kernel of
         # one that was killed, would take each other's.
         with tempfile.TemporaryDirectory(prefix="lgi-", ignore_cleanup_errors=True) as sockets:
-            yield {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
+            try:
+                yield {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
+            finally:
+                end_kernels()
     else:
         # On Windows it must be ports, and recent kernels warn, in each run's output, of ports without encryption.
         can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
         yield {"transport_encryption": "auto"} if can_encrypt else {}
+
+
+def end_kernels() -> None:
+    """Kill a kernel that was being started when somebody stopped this, before it misses its sockets and says so."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "ipykernel_launcher" in process.cmdline():
+                process.kill()
+                process.wait()
 
 
 # Else a kernel that is told to end in the middle of a word logs, as errors, that its sockets are gone.

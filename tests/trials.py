@@ -438,7 +438,7 @@ def series_killed(folder, draw):
     write_series(folder / "notebooks")
     assert end(start(lambda: series(folder))) == 0
     before = finished(folder)
-    assert len(before) == 9
+    assert len(before) == 7
     while True:
         event = draw.randrange(1, 40)
         status = end(start(killed_at(event, lambda: series(folder))))
