@@ -26,15 +26,19 @@ Z = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.5, 0.2]])
 )
 def test_train_mode(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(2, 8), layer, nn.Linear(8, 4))
-    with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
-        PullbackMetric(model)
+    # As it is, where the first call is not waited for, and hidden in a function.
+    for call in (lambda: PullbackMetric(model), lambda: PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)):
+        with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
+            call()
     with pytest.raises(ValueError, match="train mode"):
         PullbackMetric(generator, nn.Sequential(nn.Linear(4, 8), layer))
-    metric = PullbackMetric(model.eval())
-    metric.tensor(Z)
-    model.train()
-    with pytest.raises(ValueError, match="train mode"):
+    for make in (lambda: PullbackMetric(model), lambda: PullbackMetric(lambda z: model(1.0 * z))):
+        model.eval()
+        metric = make()
         metric.tensor(Z)
+        model.train()
+        with pytest.raises(ValueError, match="train mode"):
+            metric.tensor(Z)
     # A module whose output does not depend on the mode may stay in it.
     PullbackMetric(nn.Sequential(nn.Linear(2, 8), nn.Tanh()).train()).tensor(Z)
 
@@ -66,19 +70,6 @@ def test_train_mode_in_which_a_call_changes_the_model(make: Callable[[], nn.Modu
 def test_instance_norm_without_statistics_may_stay_in_train_mode() -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2))
     assert torch.equal(PullbackMetric(model.train()).tensor(Z), PullbackMetric(model.eval()).tensor(Z))
-
-
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
-def test_train_mode_hidden_in_a_function(layer: nn.Module) -> None:
-    model = nn.Sequential(nn.Linear(2, 8), layer)
-    with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
-        PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)
-    metric = PullbackMetric(lambda z: model(1.0 * z))
-    model.eval()
-    metric.tensor(Z)
-    model.train()
-    with pytest.raises(ValueError, match="in train mode"):
-        metric.tensor(Z)
 
 
 def frozen(z: Tensor) -> Tensor:

@@ -244,21 +244,14 @@ def test_a_few_of_the_trials(name):
 # --- damaged files that are shipped ----------------------------------------------------------------------------------
 
 
-def _cut(path):
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_cut, "truncated or was edited"),
-        (lambda path: path.write_bytes(b""), "truncated or was edited"),
         (lambda path: path.write_bytes(b"version https://git-lfs"), "truncated or was edited"),
         (lambda path: path.write_bytes(b"<<<<<<< HEAD\n" + path.read_bytes()), "truncated or was edited"),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b"seed", b"dees", 1)), "truncated or was edited"),
         (Path.unlink, "is missing"),
     ],
-    ids=["cut", "empty", "pointer", "merge conflict", "header edited", "no file"],
+    ids=["pointer", "merge conflict", "no file"],
 )
 def test_damaged_model_is_refused_by_every_call(tmp_path, monkeypatch, capsys, damage, message):
     shutil.copytree(artifacts.data_folder() / "models", tmp_path / "models")
