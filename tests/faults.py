@@ -617,7 +617,7 @@ _TABLE = """\
   a killed writer leaves half a model
 -os.replace(temporary, target)  # noqa: PTH105 - tests interrupt exactly this call
 +target.write_bytes(temporary.read_bytes())
-  test_a_killed_writer_leaves_the_old_or_the_new test_an_exception_when_the_file_moves_into_place
+  test_an_exception_when_the_file_moves_into_place
 # key without the version
   results of old code are read as those of new code
 -"settings": _plain(settings, "settings"), "version": version}))
