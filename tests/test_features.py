@@ -166,18 +166,6 @@ class TestVGG19Features:
         first = VGG19Features("conv1_1")
         assert first(edge)[..., 5:-5, 13:15].std() > 2 * first(flat)[..., 5:-5, 13:15].std(dim=(2, 3)).max()
 
-    @pytest.mark.needs_vgg
-    def test_layer_that_the_file_lacks(self):
-        from safetensors import safe_open
-
-        path = features._imagenet_file(download=False)
-        with safe_open(path, "pt") as file:
-            if "features.19.weight" in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                pytest.skip("the file has every layer")
-        with pytest.raises(ValueError, match=r"weights up to conv4_1(.|\n)*features\.19\.weight"):
-            VGG19Features("conv4_1")
-        assert VGG19Features("pool3")(grey()).shape == (2, 256, 3, 3)
-
     @pytest.mark.parametrize("channels", [1, 3])
     def test_value_range_and_channels(self, channels):
         images = grey().expand(-1, channels, -1, -1)
@@ -337,16 +325,17 @@ class TestVGG19Features:
             VGG19Features("conv1_1", weights=tmp_path / "nowhere.safetensors")
         for name in ("broken.safetensors", "broken.pth"):
             (tmp_path / name).write_bytes(b"not weights")
-            with pytest.raises(ValueError, match=f"{name} is not a readable state dict"):
-                VGG19Features("conv1_1", weights=tmp_path / name)
         torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-        with pytest.raises(ValueError, match=r"expected a state dict in .*tensor.pth, got Tensor"):
-            VGG19Features("conv1_1", weights=tmp_path / "tensor.pth")
         state = VGG19Features("conv1_1", weights=None).state_dict()
-        with pytest.raises(ValueError, match=r"features\.0\.weight: .*\[64, 1, 3, 3\].*\[64, 3, 3, 3\]"):
-            VGG19Features("conv1_1", weights=state | {"features.0.weight": torch.zeros(64, 1, 3, 3)})
-        with pytest.raises(ValueError, match=r"the mapping has not all(.|\n)*features\.0\.weight"):
-            VGG19Features("conv1_1", weights={"weight": torch.zeros(1)})
+        for message, weights in (
+            ("broken.safetensors is not a readable state dict", tmp_path / "broken.safetensors"),
+            ("broken.pth is not a readable state dict", tmp_path / "broken.pth"),
+            (r"expected a state dict in .*tensor.pth, got Tensor", tmp_path / "tensor.pth"),
+            (r"\[64, 1, 3, 3\].*\[64, 3, 3, 3\]", state | {"features.0.weight": torch.zeros(64, 1, 3, 3)}),
+            (r"the mapping has not all(.|\n)*features\.0\.weight", {"weight": torch.zeros(1)}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                VGG19Features("conv1_1", weights=weights)
 
     def test_a_pickle_that_would_run_code_is_refused(self, tmp_path):
         class Evil:

@@ -18,6 +18,7 @@ from analytic import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_metric import metrics
 from torch import Tensor, nn
 
 from lgi.metric import Metric, PullbackMetric, curve_energy, curve_length, energy_and_gradient, metric_fields, slerp
@@ -229,17 +230,7 @@ def test_path_gradients() -> None:
 # ---- gradient of the energy ----
 
 
-def decoder_with_features() -> Metric:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        mean = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6)).double()
-        std = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.Softplus()).double()
-        features = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1)).double()
-    features[0].weight.data *= 5
-    return PullbackMetric(lambda z: (mean(z), std(z)), features)
-
-
-@pytest.mark.parametrize("make", [decoder_with_features, partial(surface_metric, "torus"), half_plane_metric])
+@pytest.mark.parametrize("make", [lambda: metrics()["eq4"], partial(surface_metric, "torus"), half_plane_metric])
 def test_energy_gradient(make: Callable[[], Metric]) -> None:
     metric = make()
     points = (0.3 * torch.randn(3, 7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).exp()

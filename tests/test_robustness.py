@@ -29,10 +29,6 @@ NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
-def temporary_files(folder):
-    return [path for path in folder.rglob(".*") if path.is_file() and path.name != ".lock"]
-
-
 # --- a repository that cannot be written -----------------------------------------------------------------------------
 
 IN_A_READ_ONLY_REPOSITORY = """\
@@ -172,7 +168,7 @@ def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, err
     # What went wrong before is not lost.
     assert "ZeroDivisionError" in err
     assert "Traceback" not in err
-    assert temporary_files(series.default) == []
+    assert trials.temporary_files(series.default) == []
 
 
 @pytest.mark.parametrize("error", [READ_ONLY, NO_SPACE, PermissionError(errno.EACCES, "Permission denied")])
