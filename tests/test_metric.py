@@ -195,17 +195,6 @@ def test_eq4_has_no_embedding() -> None:
             method(z)
 
 
-def test_output_smaller_than_latent_space_uses_reverse_mode() -> None:
-    generator = nn.Sequential(nn.Linear(6, 4), nn.Tanh()).double()
-    z = randn(5, 6)
-    with pytest.warns(UserWarning, match="latent dimension 6 >= output dimension 4"):
-        value, columns = PullbackMetric(generator).linearise(z)
-    J = vmap(jacrev(generator))(z)
-    assert columns.shape == (5, 6, 4)
-    assert deviation(columns, J.mT) <= 1e-13
-    assert torch.equal(value, generator(z))
-
-
 # ---- gradients ----
 
 
