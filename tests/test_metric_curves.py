@@ -7,15 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from analytic import (
-    SPHERE_RADIUS,
-    SURFACE,
-    SURFACES,
-    AffineDecoder,
-    Surface,
-    half_plane_metric,
-    parabola_length,
-)
+from analytic import SPHERE_RADIUS, SURFACE, SURFACES, AffineDecoder, Surface, half_plane_metric, parabola_length
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metric import metrics

@@ -110,25 +110,20 @@ for name, text in (("results/NAME.json", '{"headline": "some"}'), ("figures/NAME
 
 
 def write_series(folder):
-    """Write two small notebooks."""
-    folder.mkdir(parents=True)
+    """Write two small notebooks, and run them once."""
+    (folder / "notebooks").mkdir(parents=True)
     for name in ("01_a", "02_b"):
         sources = ['seed: int = 0\nrun: str = "default"', SECONDS, WRITES.replace("NAME", name), SECONDS]
         cells = [nbformat.v4.new_markdown_cell(f"# {name}"), *map(nbformat.v4.new_code_cell, sources)]
         cells[1].metadata["tags"] = ["parameters"]
-        nbformat.write(
-            nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": reproduce.KERNEL}), folder / f"{name}.ipynb"
-        )
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": reproduce.KERNEL})
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    assert end(start(lambda: series(folder))) == 0
 
 
 def series(folder):
     os.environ["LGI_RUNS"] = str(folder / "runs")
     return reproduce.main(["--notebooks", str(folder / "notebooks")])
-
-
-def write_and_run_series(folder):
-    write_series(folder / "notebooks")
-    assert end(start(lambda: series(folder))) == 0
 
 
 def finished(folder):
@@ -183,7 +178,7 @@ def says_how_many(folder):
 PROGRAMS = {
     "study": Program(compute, samples_in),
     "command": Program(command, samples_in, says=says_how_many),
-    "series": Program(series, finished, prepare=write_and_run_series, survives=True, n_bytes=60_000),
+    "series": Program(series, finished, prepare=write_series, survives=True, n_bytes=60_000),
     "training": Program(training, weights, n_bytes=400_000),
 }
 
