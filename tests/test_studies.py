@@ -235,7 +235,7 @@ def with_index(change):
 FAULTS = {
     "cut": (lambda file, _: file.write_bytes(file.read_bytes()[:-1]), "000003.safetensors is truncated", [3]),
     "nested": (lambda file, _: file.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999), "3.*truncated", [3]),
-    "moved": (lambda file, other: other.rename(file), "000003.safetensors holds samples 10 to 19.* 30 on", [3]),
+    "copied": (lambda file, other: file.write_bytes(other.read_bytes()), "000003.* holds samples 10 to 19", [3]),
     "exchanged": (
         lambda file, other: (other.rename(file.with_name("x")), file.rename(other), file.with_name("x").rename(file)),
         "000001.safetensors holds samples 30 to 39",
