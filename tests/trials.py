@@ -167,7 +167,7 @@ class Program:
     result: Callable[[Path], object]  # what it has to leave in the end, whatever came between
     prepare: Callable[[Path], object] = Path.mkdir  # makes the folder, with what is there before
     survives: bool = False  # whether the result was there before, and stays whatever happens
-    n_bytes: int = 40_000  # that it writes, about
+    n_bytes: int = 15_000  # that it writes, about
     says: Callable[[Path], str] = lambda folder: "interrupted"  # when it is stopped by a signal
 
 
@@ -178,8 +178,8 @@ def says_how_many(folder):
 PROGRAMS = {
     "study": Program(compute, samples_in),
     "command": Program(command, samples_in, says=says_how_many),
-    "series": Program(series, finished, prepare=write_series, survives=True, n_bytes=60_000),
-    "training": Program(training, weights, n_bytes=400_000),
+    "series": Program(series, finished, prepare=write_series, survives=True, n_bytes=30_000),
+    "training": Program(training, weights, n_bytes=200_000),
 }
 
 
