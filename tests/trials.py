@@ -312,11 +312,18 @@ def stopped(program, folder, draw):
     """SIGINT, SIGTERM and SIGKILL at any moment: it says how far it is."""
     expected, seconds = undisturbed(program, folder)
     for number in itertools.count():
-        here = copied(folder, folder / f"{number}")
-        status, word, said = stop(lambda: program.run(here), seconds, draw, folder / "log")
-        assert status < 100 or program.says(here) in said, said
+        here, log = copied(folder, folder / f"{number}"), folder / f"log {number}"
+        by = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+        child = start(lambda: program.run(here), str(log))
+        time.sleep(draw.uniform(0.05, seconds))
+        os.kill(child, by)
+        status, said = end(child), log.read_text() if log.exists() else ""
+        # 98 and a negative one: before or after what main() does, in the few lines of this script.
+        assert status in (0, 128 + by, 98, -by), (status, said)
+        assert status != 128 + by or (program.says(here) in said and "Traceback" not in said), said
         goes_on(program, here, expected)
-        yield word
+        words = {0: "done before", 98: "before it began", -signal.SIGTERM: "before it began", -signal.SIGKILL: "killed"}
+        yield f"{by.name}: {words.get(status, 'interrupted')}"
 
 
 HEADER = b'{"__metadata__":{"lgi":"' + b"[" * 99_999 + b'"}}'
@@ -496,22 +503,6 @@ def vgg_damaged(folder, draw):
             yield "in another layer"
         except ValueError:
             yield "refused"
-
-
-def stop(act, seconds, draw, log) -> tuple[int, str, str]:
-    """Stop a process by a signal at any moment; its exit status, that in words, and what it said."""
-    number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    log.write_text("")
-    child = start(act, str(log))
-    time.sleep(draw.uniform(0.05, seconds))
-    os.kill(child, number)
-    status = end(child)
-    said = log.read_text()
-    # 98 and a negative one: before or after what main() does, in the few lines of this script.
-    assert status in (0, 128 + number, 98, -number), (status, said)
-    assert status != 128 + number or "Traceback" not in said, said
-    words = {0: "done before", 98: "before it began", -signal.SIGTERM: "before it began", -signal.SIGKILL: "killed"}
-    return status, f"{number.name}: {words.get(status, 'interrupted')}", said
 
 
 TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
