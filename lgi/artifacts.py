@@ -623,15 +623,26 @@ def read_results(notebook: str, run: str = "default") -> dict[str, Any]:
         If the notebook has not recorded anything in this run, or the file is damaged.
     """
     file = _run_file(run, "results", f"{notebook}.json")
+    if not file.exists():
+        raise ArtifactError(f"{file} is missing: run notebook {notebook!r} in run {run!r} first")
+    return read_mapping(file, f"delete it and run notebook {notebook!r} again")
+
+
+def read_mapping(file: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    Raises
+    ------
+    ArtifactError
+        If it holds none; ends with the remedy.
+    """
     try:
-        results = json.loads(file.read_bytes())
-        if not isinstance(results, dict):
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
             raise ValueError("no mapping")
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{file} is missing: run notebook {notebook!r} in run {run!r} first") from error
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file} is damaged: delete it and run notebook {notebook!r} again") from error
-    return results
+        raise ArtifactError(f"{file} is damaged: {remedy}") from error
+    return content
 
 
 # Dates and program versions would make two files of the same figure differ.

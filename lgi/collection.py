@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,24 +95,12 @@ def _row(run: Path, about: Mapping[str, Any], **groups: object) -> dict[str, Any
     return {"run": run.name, **{name: about.get(name) for name in names}, **dict(nested)}
 
 
-def _json(file: Path, remedy: str) -> dict[str, Any]:
-    """Content of a file, empty if there is none."""
-    try:
-        content = json.loads(file.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no mapping")
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise artifacts.ArtifactError(f"{file} is damaged: {remedy}") from error
-    return content
-
-
 def _notebooks(folder: Path) -> Iterator[dict[str, Any]]:
     """Rows of the notebooks that have run into a folder, in their order."""
     again = "delete it and run the notebook again"
-    results = {file.stem: _json(file, again) for file in folder.glob("results/*.json")}
-    summary = _json(folder / "summary.json", "delete it, and run the notebooks again, or do without their parameters")
+    results = {file.stem: artifacts.read_mapping(file, again) for file in folder.glob("results/*.json")}
+    remedy, file = "delete it, and run the notebooks again, or do without their parameters", folder / "summary.json"
+    summary = artifacts.read_mapping(file, remedy) if file.exists() else {}
     # Of a notebook that failed, what an earlier run has left is there, and this is what was said of that run.
     records = {record["notebook"]: record.get("kept", record) for record in summary.get("notebooks", [])}
     for name in sorted(records.keys() | results.keys()):

@@ -60,7 +60,8 @@ def as_command() -> Iterator[None]:
     are then tens of times slower than one. On a quiet machine they save a quarter of the time for networks as small as
     the shipped ones, and threads that sleep while they wait save nothing (tests/benchmarks/busy.py).
     """
-    if "OMP_NUM_THREADS" not in os.environ:
+    threads, unsaid = torch.get_num_threads(), "OMP_NUM_THREADS" not in os.environ
+    if unsaid:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
 
@@ -72,6 +73,9 @@ def as_command() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if unsaid:
+            del os.environ["OMP_NUM_THREADS"]
+            torch.set_num_threads(threads)
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:

@@ -30,17 +30,11 @@ settings.load_profile("lgi")
 
 
 def _missing_data(item: pytest.Item) -> str | None:
-    looked = " or ".join(str(folder) for folder in artifacts.raw_data_folders())
-    if item.get_closest_marker("needs_mnist") and not datasets.has_mnist():
-        return f"no MNIST/raw in {looked} (LGI_DATA names another folder)"
-    if item.get_closest_marker("needs_vgg") and not any(
-        file for folder in artifacts.raw_data_folders() for file in folder.glob("vgg19/*")
-    ):
-        return f"no VGG-19 weights vgg19/* in {looked} (LGI_DATA names another folder)"
-    if item.get_closest_marker("needs_authors") and not any(
-        (folder / "authors").exists() for folder in artifacts.raw_data_folders()
-    ):
-        return f"no weights authors/* in {looked} (LGI_DATA names another folder)"
+    folders = artifacts.raw_data_folders()
+    for marker, files in (("needs_mnist", "MNIST/raw"), ("needs_vgg", "vgg19/*"), ("needs_authors", "authors/*")):
+        there = datasets.has_mnist() if marker == "needs_mnist" else any(any(f.glob(files)) for f in folders)
+        if item.get_closest_marker(marker) and not there:
+            return f"no {files} in {' or '.join(map(str, folders))} (LGI_DATA names another folder)"
     return None
 
 

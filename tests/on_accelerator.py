@@ -9,7 +9,7 @@ from accelerator import NAME, simulated, table, waits
 from torch.testing import assert_close
 
 import lgi
-from lgi import SolverSettings, datasets
+from lgi import SolverSettings, datasets, training
 from lgi.algorithm1 import worst_case_improvement
 from lgi.features import VGG19Features
 from lgi.metric import metric_fields
@@ -17,15 +17,7 @@ from lgi.metric.derivatives import differentiable
 from lgi.models import GAN, VAE, Architecture
 from lgi.paper import shorter_curve, stochastic_metric
 from lgi.solver import search
-from lgi.training import (
-    GANSettings,
-    TrainingSettings,
-    distance_to_generated,
-    evaluate,
-    fit_rbf_precision,
-    train_gan,
-    train_vae,
-)
+from lgi.training import GANSettings, TrainingSettings, evaluate, fit_rbf_precision, train_gan, train_vae
 
 pytestmark = [
     pytest.mark.skipif(
@@ -241,7 +233,9 @@ def test_training(there, images, kind):
         model = make(TINY).to(to)
         records.append(next(iter(train(model, *images, settings))))
         if kind == "gan":
-            records[-1]["distance"] = float(distance_to_generated(model.generator, images[1], n_samples=50).mean())
+            records[-1]["distance"] = float(
+                training.distance_to_generated(model.generator, images[1], n_samples=50).mean()
+            )
     assert records[0].keys() == records[1].keys()
     for name in records[0].keys() - {"seconds"}:
         assert records[0][name] == pytest.approx(records[1][name], rel=2e-3, abs=1e-5), name

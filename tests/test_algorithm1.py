@@ -180,10 +180,8 @@ def test_pairs_of_codes_never_have_identical_ends():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU"))])  # fmt: skip
-def test_vae1_is_certified_and_never_longer_than_straight(device):
-    found = study(PullbackMetric(lgi.load_model("vae1", device).decoder), 60, settings=SolverSettings())
+def test_vae1_is_certified_and_never_longer_than_straight():
+    found = study(PullbackMetric(lgi.load_model("vae1").decoder), 60, settings=SolverSettings())
     assert found.certified >= 0.95
     assert found.improvement.min() >= 0
     assert found.length.isfinite().all()
@@ -348,10 +346,6 @@ def test_lines_of_length_zero_are_left_out():
     assert found.improvement.isfinite().all()
     assert found.mean == found.improvement[found.defined].mean()
     assert f"{undefined.sum()} left out" in str(found)
-    flat = study(PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1), 3, latent_dim=2)
-    with pytest.raises(ValueError, match="no statistics of 3 samples, 3 left out: their straight lines have length 0"):
-        _ = flat.mean
-    assert "none with an improvement" in str(flat)
 
 
 HOLES = {

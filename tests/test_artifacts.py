@@ -321,36 +321,6 @@ def test_an_exception_when_the_file_moves_into_place(old, failure, tmp_path, mon
     assert value_at(path) == 3
 
 
-SAVE = """
-import os, pathlib, signal, sys, torch
-from lgi import artifacts
-def save(path, value):
-    artifacts.save(pathlib.Path(path), {"x": torch.full((4,), float(value))}, {"value": value}, name="demo",
-                   settings={"n": 3, "step_size": 0.1, "digits": (2, 4)}, version=1)
-"""
-KILLED_WRITERS = """
-replace = os.replace
-def killing_replace(source, target):
-    if when == "after":
-        replace(source, target)
-    os.kill(os.getpid(), signal.SIGKILL)
-os.replace = killing_replace
-for when in ("before", "after"):
-    if os.fork() == 0:
-        save(f"{sys.argv[1]}/{when}/demo", 2)
-    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path):
-    for when in ("before", "after"):
-        put(tmp_path / when / "demo", 1)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", SAVE + KILLED_WRITERS, str(tmp_path)], check=True)
-    assert value_at(tmp_path / "before" / "demo") == 1
-    assert value_at(tmp_path / "after" / "demo") == 2
-
-
 def test_what_a_killed_writer_has_left_goes_and_what_is_being_written_stays(tmp_path):
     left = tmp_path / f".demo.safetensors.{'0' * 32}.tmp"
     left.write_bytes(b"half")
@@ -367,13 +337,22 @@ def test_removed(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+WRITER = """
+import pathlib, sys, torch
+from lgi import artifacts
+settings = {"n": 3, "step_size": 0.1, "digits": (2, 4)}
+for _ in range(50):
+    entry = {"name": "demo", "settings": settings, "version": 1}
+    artifacts.save(pathlib.Path(sys.argv[1]), {"x": torch.ones(4)}, {"value": 1}, **entry)
+"""
+
+
 @pytest.mark.slow
 def test_two_writing_processes_and_a_reader(tmp_path):
     path = tmp_path / "demo"
     put(path, 0)
     seen = []
-    writing = SAVE + "for _ in range(50): save(sys.argv[1], 1)"
-    with subprocess.Popen([sys.executable, "-c", writing, str(path)]) as writer:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)]) as writer:
         while writer.poll() is None:
             seen.append(value_at(path))
             if 1 in seen:

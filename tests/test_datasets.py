@@ -5,7 +5,9 @@ import hashlib
 import socket
 import struct
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.client import IncompleteRead
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
 
 import numpy as np
@@ -162,23 +164,11 @@ def mirror(synthetic, tmp_path, monkeypatch):
     for file in (synthetic / "MNIST" / "raw").iterdir():
         file.unlink()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            file = served / self.path.removeprefix("/")
-            self.send_response(200)
-            self.send_header("Content-Length", str(file.stat().st_size))
-            self.end_headers()
-            content = file.read_bytes()
-            self.wfile.write(content[:100] if file.name in cut else content)
-
+    class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
-    cut = set()
-    monkeypatch.setenv("no_proxy", "*")
-    for file in (synthetic / "MNIST" / "raw").iterdir():
-        file.unlink()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served)) as server:
         try:
             socket.create_connection(server.server_address, timeout=60).close()
         except OSError as error:
@@ -187,7 +177,7 @@ def mirror(synthetic, tmp_path, monkeypatch):
         monkeypatch.setattr(MNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield cut
+        yield
         server.shutdown()
         thread.join()
 
@@ -211,7 +201,9 @@ def test_download_is_not_tried_where_mnist_is(synthetic, monkeypatch):
     assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), URLError("no network"), OSError(28, "No space left")])
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt(), URLError("no network"), IncompleteRead(b""), OSError(28, "No space left")]
+)
 def test_an_interrupted_download_leaves_nothing(failure, mirror, synthetic, monkeypatch):
     import torchvision.datasets.mnist as torchvision_mnist
 
@@ -243,15 +235,6 @@ def test_a_download_of_something_else_is_refused(mirror, synthetic, monkeypatch)
 
 
 # The real data --------------------------------------------------------------------------------
-
-
-def test_a_connection_that_breaks_off_leaves_nothing(mirror, synthetic):
-    mirror.add("train-images-idx3-ubyte.gz")
-    with pytest.raises(DatasetError, match="could not be downloaded"):
-        datasets.load("mnist", "test", download=True)
-    assert file_names(synthetic) == []
-    mirror.clear()
-    assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
 @pytest.mark.needs_mnist

@@ -9,7 +9,6 @@ import torch
 from analytic import SURFACES, AffineDecoder, half_plane_metric, half_plane_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
 
@@ -142,7 +141,7 @@ def test_closed_forms(generator: Callable[[Tensor], Tensor], tensor: Callable[[T
 def test_equals_brute_force(equation: str) -> None:
     metric, z = metrics()[equation], randn(20, 2)
     expected = brute_force(metric, z)
-    assert deviation(metric.tensor(z), expected) <= 1e-8
+    assert deviation(metric.tensor(z), expected) <= 1e-10
 
 
 def test_equals_brute_force_to_rounding_for_all_methods(metric: PullbackMetric) -> None:
@@ -194,17 +193,6 @@ def test_eq4_has_no_embedding() -> None:
     for method in (metric.embed, metric.linearise):
         with pytest.raises(TypeError, match="no embedding"):
             method(z)
-
-
-def test_output_smaller_than_latent_space_uses_reverse_mode() -> None:
-    generator = nn.Sequential(nn.Linear(6, 4), nn.Tanh()).double()
-    z = randn(5, 6)
-    with pytest.warns(UserWarning, match="latent dimension 6 >= output dimension 4"):
-        value, columns = PullbackMetric(generator).linearise(z)
-    J = vmap(jacrev(generator))(z)
-    assert columns.shape == (5, 6, 4)
-    assert deviation(columns, J.mT) <= 1e-13
-    assert torch.equal(value, generator(z))
 
 
 # ---- gradients ----
@@ -272,33 +260,7 @@ def test_pixels_without_weight_have_finite_gradients() -> None:
     assert gradient.isfinite().all()
 
 
-# ---- reverse mode where forward mode is not available ----
-
-
-CENTRES = torch.tensor([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0], [0.0, -3.0]], dtype=torch.float64)
-
-
-@pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.9"), reason="torch.cdist has no second derivative, at least up to 2.8"
-)
-def test_operations_without_forward_derivative() -> None:
-    """torch.cdist. The oracle is written out: jacrev of torch 2.15 gives a wrong Jacobian of it."""
-    metric, z, v = PullbackMetric(lambda z: torch.exp(-torch.cdist(z, CENTRES))), randn(6, 2), randn(6, 2, seed=1)
-    offset = z[:, None] - CENTRES
-    distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
-    J = -torch.exp(-distance) * offset / distance
-    assert deviation(metric.tensor(z), J.mT @ J) <= 1e-13
-    assert deviation(metric.squared_speed(z, v), (J @ v[:, :, None]).square().sum((1, 2))) <= 1e-13
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-def test_scripted_modules() -> None:
-    """Their second forward derivative is silently zero in some processes: reverse mode is used in all."""
-    decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5)).double()
-    metric, z = PullbackMetric(torch.jit.script(decoder)), randn(6, 2)
-    expected = PullbackMetric(decoder).tensor(z)
-    for _ in range(3):
-        assert deviation(metric.tensor(z), expected) <= 1e-12
+# ---- reverse mode, which is used where forward mode is not available ----
 
 
 def test_reverse_mode_agrees_with_forward_mode(metric: PullbackMetric) -> None:
@@ -310,18 +272,6 @@ def test_reverse_mode_agrees_with_forward_mode(metric: PullbackMetric) -> None:
     reverse = metric.tensor(z), metric.speed(z, v), *metric.squared_speed_and_gradient(z, v)
     for a, b in zip(forward, reverse, strict=True):
         assert deviation(a, b) <= 1e-12
-
-
-@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.ELU(inplace=True)])
-def test_in_place_activations_are_right(activation: nn.Module) -> None:
-    """torch differentiates them correctly in either mode (2.5 and later), so that they need no refusal."""
-    layers = nn.Linear(2, 8), nn.Linear(8, 5)
-    in_place = nn.Sequential(layers[0], activation, layers[1]).double()
-    metric, z, v = PullbackMetric(in_place), randn(6, 2), randn(6, 2, seed=1)
-    expected = brute_force(metric, z)
-    assert deviation(metric.tensor(z), expected) <= 1e-12
-    v_gradient = 2 * torch.einsum("nij,nj->ni", expected, v)
-    assert (metric.squared_speed_and_gradient(z, v)[2] - v_gradient).abs().max() <= 1e-12
 
 
 # ---- shapes, chunks, graphs ----
@@ -449,18 +399,6 @@ def test_precision_is_restored_on_a_gpu() -> None:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_device_follows_the_points(metric: PullbackMetric) -> None:
-    z = randn(50, 2)
-    expected = metric.tensor(z)
-    for part in (metric.generator, metric.feature_map):
-        if part is not None:
-            part.to("cuda")
-    on_gpu = metric.tensor(z.cuda())
-    assert on_gpu.is_cuda
-    assert deviation(on_gpu.cpu(), expected) <= 1e-12
-
-
 # ---- other metrics ----
 
 
@@ -521,17 +459,3 @@ def test_sum_of_metrics(equation: str) -> None:
     else:
         with pytest.raises(TypeError, match="no embedding"):
             total.linearise(z)
-
-
-def test_isometry_of_the_output_changes_nothing() -> None:
-    decoder, z = Decoder().mean, randn(4, 2)
-    Q = torch.linalg.qr(randn(D, D, seed=3))[0]
-    rotated = PullbackMetric(lambda z: decoder(z).flatten(1) @ Q)
-    assert deviation(rotated.tensor(z), PullbackMetric(decoder).tensor(z)) <= 1e-13
-
-
-def test_change_of_coordinates() -> None:
-    """M transforms as A^T M(A z) A."""
-    decoder, z, A = Decoder().mean, randn(4, 2), randn(2, 2, seed=3)
-    changed = PullbackMetric(lambda z: decoder(z @ A.T)).tensor(z)
-    assert deviation(changed, A.T @ PullbackMetric(decoder).tensor(z @ A.T) @ A) <= 1e-13

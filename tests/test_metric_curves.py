@@ -7,18 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from analytic import (
-    SPHERE_RADIUS,
-    SURFACE,
-    SURFACES,
-    AffineDecoder,
-    Surface,
-    half_plane_distance,
-    half_plane_metric,
-    parabola_length,
-)
+from analytic import SPHERE_RADIUS, SURFACE, SURFACES, AffineDecoder, Surface, half_plane_metric, parabola_length
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_metric import metrics
 from torch import Tensor, nn
 
 from lgi.metric import Metric, PullbackMetric, curve_energy, curve_length, energy_and_gradient, metric_fields, slerp
@@ -93,15 +85,6 @@ def test_lengths_of_lines(
     assert relative(curve_length(surface_metric(name), curve), expected) <= 1e-10
 
 
-@settings(max_examples=40)
-@given(st.integers(0, 1000), st.floats(0.1, 10))
-def test_scaling_the_output_scales_the_length(seed: int, factor: float) -> None:
-    surface = SURFACE["torus"]
-    curve = random_splines(2, 6, surface, seed)
-    scaled = curve_length(PullbackMetric(lambda z: factor * surface.embed(z)), curve)
-    assert relative(scaled, factor * curve_length(PullbackMetric(surface.embed), curve)) <= 1e-12
-
-
 def test_length_does_not_depend_on_the_parametrisation() -> None:
     metric, curve = surface_metric("paraboloid"), smooth_splines(1, 4, SURFACE["paraboloid"])
 
@@ -113,17 +96,6 @@ def test_length_does_not_depend_on_the_parametrisation() -> None:
 
     assert relative(curve_length(metric, Analytic(slower)), curve_length(metric, curve)) <= 1e-8
     assert curve_energy(metric, Analytic(slower)) != curve_energy(metric, curve)
-
-
-def test_half_plane_geodesic() -> None:
-    """An explicit metric; the geodesic is a half circle around a point of the x axis."""
-
-    def position(t: Tensor) -> Tensor:
-        angle = 0.3 + 2.0 * t
-        return torch.stack([1.5 * angle.cos(), 1.5 * angle.sin()], dim=-1)
-
-    a, b = position(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    assert relative(curve_length(half_plane_metric(), Analytic(position)), half_plane_distance(a, b)) <= 1e-8
 
 
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda s: s.name)
@@ -250,17 +222,7 @@ def test_path_gradients() -> None:
 # ---- gradient of the energy ----
 
 
-def decoder_with_features() -> Metric:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        mean = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6)).double()
-        std = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6), nn.Softplus()).double()
-        features = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1)).double()
-    features[0].weight.data *= 5
-    return PullbackMetric(lambda z: (mean(z), std(z)), features)
-
-
-@pytest.mark.parametrize("make", [decoder_with_features, partial(surface_metric, "torus"), half_plane_metric])
+@pytest.mark.parametrize("make", [lambda: metrics()["eq4"], partial(surface_metric, "torus"), half_plane_metric])
 def test_energy_gradient(make: Callable[[], Metric]) -> None:
     metric = make()
     points = (0.3 * torch.randn(3, 7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).exp()

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,59 +25,26 @@ Z = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.5, 0.2]])
 )
 def test_train_mode(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(2, 8), layer, nn.Linear(8, 4))
-    with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
-        PullbackMetric(model)
+    # As it is, where the first call is not waited for, and hidden in a function.
+    for call in (lambda: PullbackMetric(model), lambda: PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)):
+        with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
+            call()
     with pytest.raises(ValueError, match="train mode"):
         PullbackMetric(generator, nn.Sequential(nn.Linear(4, 8), layer))
-    metric = PullbackMetric(model.eval())
-    metric.tensor(Z)
-    model.train()
-    with pytest.raises(ValueError, match="train mode"):
+    for make in (lambda: PullbackMetric(model), lambda: PullbackMetric(lambda z: model(1.0 * z))):
+        model.eval()
+        metric = make()
         metric.tensor(Z)
+        model.train()
+        with pytest.raises(ValueError, match="train mode"):
+            metric.tensor(Z)
     # A module whose output does not depend on the mode may stay in it.
     PullbackMetric(nn.Sequential(nn.Linear(2, 8), nn.Tanh()).train()).tensor(Z)
-
-
-def hooked(layer: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return nn.utils.spectral_norm(layer)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 8)),
-        lambda: hooked(nn.Linear(2, 8)),
-        lambda: nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, track_running_stats=True)),
-    ],
-    ids=["parametrization", "hook", "instance norm"],
-)
-def test_train_mode_in_which_a_call_changes_the_model(make: Callable[[], nn.Module]) -> None:
-    layer = make()
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    with pytest.raises(ValueError, match=r"in train mode.*each call changes it.*eval\(\)"):
-        PullbackMetric(layer.train()).tensor(Z)
-    PullbackMetric(layer.eval()).tensor(Z)
-    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 def test_instance_norm_without_statistics_may_stay_in_train_mode() -> None:
     model = nn.Sequential(nn.Linear(2, 8), nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2))
     assert torch.equal(PullbackMetric(model.train()).tensor(Z), PullbackMetric(model.eval()).tensor(Z))
-
-
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(8), nn.Dropout(0.5)], ids=lambda layer: type(layer).__name__)
-def test_train_mode_hidden_in_a_function(layer: nn.Module) -> None:
-    model = nn.Sequential(nn.Linear(2, 8), layer)
-    with pytest.raises(ValueError, match=rf"{type(layer).__name__} '1' of Sequential is in train mode.*eval\(\)"):
-        PullbackMetric(lambda z: model(1.0 * z)).tensor(Z)
-    metric = PullbackMetric(lambda z: model(1.0 * z))
-    model.eval()
-    metric.tensor(Z)
-    model.train()
-    with pytest.raises(ValueError, match="in train mode"):
-        metric.tensor(Z)
 
 
 def frozen(z: Tensor) -> Tensor:
@@ -94,19 +60,12 @@ def inference(z: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (frozen, "contradict.*no_grad"),
         (inference, "cut off.*inference_mode"),
-        (lambda z: generator(z.detach()), "cut off.*detach"),
-        (lambda z: torch.from_numpy(z.numpy() ** 2).repeat(1, 2), "cannot be differentiated by torch"),
         (lambda z: (generator(z), frozen(z).abs()), "contradict.*no_grad"),
         (lambda z: generator(z).sum(0), r"n = 1 rows.*\(4,\).*batch"),
         (lambda z: generator(z).sum(), r"n = 1 rows.*\(\)"),
         (lambda z: generator(z).T, r"n = 1 rows.*\(4, 1\)"),
-        (lambda z: generator(z) - generator(z).mean(0), "depends on the other points"),
-        (lambda z: (generator(z), torch.ones(len(z), 1)), r"mean \(1, 4\) and std \(1, 1\)"),
         (lambda z: (generator(z),) * 3, r"pair \(mean, std\), got torch.float32 of shape \(1, 4\).*, torch"),
-        (lambda z: {"mean": generator(z)}, "got a dict"),
-        (lambda z: generator(z).long(), "got torch.int64"),
         (lambda z: None, "got a NoneType"),
         (lambda z: generator(z) / 0, r"NaN or infinity"),
         (lambda z: generator(z) * torch.nan, r"NaN or infinity"),

@@ -9,17 +9,7 @@ import torch
 from torch import nn
 
 from lgi import models
-from lgi.models import (
-    GAN,
-    VAE,
-    Architecture,
-    Decoder,
-    Discriminator,
-    Encoder,
-    PublishedArchitecture,
-    RBFPrecision,
-    fuse,
-)
+from lgi.models import GAN, VAE, Architecture, Decoder, Encoder, PublishedArchitecture, RBFPrecision, fuse
 from lgi.recipes import RECIPES
 
 
@@ -117,7 +107,7 @@ def test_gan(latent_dim, normalisation):
 
 def test_discriminator_sees_how_much_a_batch_varies():
     torch.manual_seed(0)
-    discriminator = Discriminator(Architecture(channels=(2, 3), hidden=4))
+    discriminator = models.Discriminator(Architecture(channels=(2, 3), hidden=4))
     x = torch.rand(6, 1, 28, 28)
     same, among_others = discriminator(x[:1].expand(6, -1, -1, -1)), discriminator(x)
     torch.testing.assert_close(same, same[:1].expand(6))
@@ -204,7 +194,7 @@ def test_architecture_refuses(change):
         (Decoder, (3, 4), "2"),
         (Encoder, (3, 28, 28), "1, 28, 28"),
         (models.ImageGenerator, (2,), "2"),
-        (Discriminator, (3, 28, 28), "1, 28, 28"),
+        (models.Discriminator, (3, 28, 28), "1, 28, 28"),
     ],
 )
 def test_wrong_shapes_are_named(make, shape, expected):

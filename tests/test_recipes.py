@@ -10,17 +10,7 @@ from test_training import QUICK, QUICK_GAN, TINY
 import lgi
 from lgi import artifacts, datasets, recipes
 from lgi.models import PublishedArchitecture, RBFPrecision
-from lgi.recipes import (
-    GAN_RECIPES,
-    PUBLISHED,
-    RECIPES,
-    TRAININGS,
-    GANRecipe,
-    Recipe,
-    fit_or_load_logistic_regression,
-    main,
-    train_or_load,
-)
+from lgi.recipes import GAN_RECIPES, PUBLISHED, RECIPES, TRAININGS, GANRecipe, Recipe, main, train_or_load
 from lgi.training import distance_to_generated, evaluate
 from lgi.zoo import (
     N_TRAININGS,
@@ -87,7 +77,7 @@ def test_models_are_trained_on_training_images(tmp_path, monkeypatch):
 
 def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("LGI_CACHE", str(tmp_path))
-    artifact = fit_or_load_logistic_regression(dataset="optdigits")
+    artifact = recipes.fit_or_load_logistic_regression(dataset="optdigits")
     test = datasets.load("optdigits", "test")
     model = restore_logistic_regression(artifact)
     assert model.accuracy(test.images, test.label) == pytest.approx(artifact.record["test_accuracy"])

@@ -69,15 +69,7 @@ def test_cells_are_marked_for_nbgrader():
     notebook = student.fill_in(new_notebook(cells=CELLS), "01")
     nbformat.validate(notebook)
     marked = [(cell.metadata.tags, cell.metadata.nbgrader) for cell in notebook.cells if "nbgrader" in cell.metadata]
-    assert [tags for tags, _ in marked] == [
-        ["solution"],
-        ["test"],
-        ["answer"],
-        ["solution"],
-        ["solution"],
-        ["test"],
-        ["answer"],
-    ]
+    assert [tag for (tag,), _ in marked] == ["solution", "test", "answer", "solution", "solution", "test", "answer"]
     assert len({about.grade_id for _, about in marked}) == len(marked)
     assert all(about.locked == (tags == ["test"]) for tags, about in marked)
     assert all(("points" in about) == about.grade for _, about in marked)

@@ -152,15 +152,6 @@ def test_means_over_all_and_over_certified_samples_side_by_side(quick_solver):
         part = replace(found, converged=torch.arange(400) >= n_lost)
         assert bool(part.warning) is warns
         assert ("warning" in str(part)) is warns
-    # What is undefined is in neither mean, and no part of the share.
-    lost = torch.arange(400) < 100
-    names = ("straight_length", "length")
-    part = replace(
-        found, **{name: getattr(found, name).where(~lost, torch.nan) for name in names}, converged=~lost & sure
-    )
-    assert part.certified == pytest.approx(sure[100:].double().mean().item())
-    assert part.mean_certified == pytest.approx(x[100:][sure[100:]].mean().item())
-    assert "100 left out: their straight lines lead to where the metric is not finite" in str(part)
     none = replace(found, converged=torch.zeros(400, dtype=torch.bool))
     assert math.isnan(none.mean_certified)
     assert "none certified" in str(none)
@@ -182,6 +173,9 @@ def test_samples_without_an_improvement_are_in_no_statistic(quick_solver):
     defined = torch.arange(40) >= 10
     names = ("straight_length", "improvement")
     partly = replace(found, **{name: getattr(found, name).where(defined, 0.0) for name in names})
+    sure = found.converged[10:]
+    assert partly.certified == pytest.approx(sure.double().mean().item())
+    assert partly.mean_certified == pytest.approx(found.improvement[10:][sure].mean().item())
     x = found.improvement[10:].numpy()
     assert partly.mean == pytest.approx(x.mean())
     assert partly.std == pytest.approx(x.std(ddof=1))
@@ -241,18 +235,12 @@ def with_index(change):
 FAULTS = {
     "cut": (lambda file, _: file.write_bytes(file.read_bytes()[:-1]), "000003.safetensors is truncated", [3]),
     "nested": (lambda file, _: file.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999), "3.*truncated", [3]),
-    "copied": (
-        lambda file, other: file.write_bytes(other.read_bytes()),
-        "000003.* holds samples 10 to 19.* 30 on",
-        [3],
-    ),
-    "moved": (lambda file, other: other.rename(file), "000003.safetensors holds samples 10 to 19", [3]),
+    "copied": (lambda file, other: file.write_bytes(other.read_bytes()), "000003.* holds samples 10 to 19", [3]),
     "exchanged": (
         lambda file, other: (other.rename(file.with_name("x")), file.rename(other), file.with_name("x").rename(file)),
         "000001.safetensors holds samples 30 to 39",
         [1, 3],
     ),
-    "other numbers": (with_index(lambda index: index + 100), "000003.safetensors holds samples 130 to 139", [3]),
     "one number twice": (
         with_index(lambda index: index.clamp_max(38)),
         "000003.safetensors holds samples 30 to 38",

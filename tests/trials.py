@@ -24,6 +24,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -82,6 +84,21 @@ def temporary_files(folder):
     return [path for path in folder.rglob(".*") if path.is_file() and path.name != ".lock"]
 
 
+def compute(folder):
+    """A study as a program: its exit status."""
+    try:
+        study(folder)
+    except artifacts.ArtifactError as error:
+        print(error)
+        return 2
+    return 0
+
+
+def command(folder):
+    arguments = ["--model", "vae2", "--samples", "60", "--chunk-size", "10", "--n-control", "5", "--out", str(folder)]
+    return algorithm1.main(arguments)
+
+
 SECONDS = "import time; time.sleep(0.2)"
 # Without lgi, whose import takes most of the time. What it writes, the trials of studies are about.
 WRITES = """\
@@ -93,15 +110,15 @@ for name, text in (("results/NAME.json", '{"headline": "some"}'), ("figures/NAME
 
 
 def write_series(folder):
-    """Write two small notebooks."""
-    folder.mkdir(parents=True)
+    """Write two small notebooks, and run them once."""
+    (folder / "notebooks").mkdir(parents=True)
     for name in ("01_a", "02_b"):
         sources = ['seed: int = 0\nrun: str = "default"', SECONDS, WRITES.replace("NAME", name), SECONDS]
         cells = [nbformat.v4.new_markdown_cell(f"# {name}"), *map(nbformat.v4.new_code_cell, sources)]
         cells[1].metadata["tags"] = ["parameters"]
-        nbformat.write(
-            nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": reproduce.KERNEL}), folder / f"{name}.ipynb"
-        )
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": reproduce.KERNEL})
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    assert end(start(lambda: series(folder))) == 0
 
 
 def series(folder):
@@ -110,20 +127,14 @@ def series(folder):
 
 
 def finished(folder):
-    """Results, executed notebooks and figures of a series, and the summary."""
+    """Results, executed notebooks and figures of a series, and the summary, each of which is whole."""
     run = folder / "runs" / "default"
-    kept = [*run.glob("*.ipynb"), *run.glob("results/*"), *run.glob("figures/*")]
-    return {path: path.read_bytes() for path in [*kept, run / "summary.json"]}
-
-
-def nothing_lost(folder, before):
-    """Assert that each file of a series is there and whole, the old one or a new one."""
-    found = finished(folder)
-    assert found.keys() == before.keys()
-    for path, content in found.items():
-        assert content
+    found = [*run.glob("*.ipynb"), *run.glob("results/*"), *run.glob("figures/*"), run / "summary.json"]
+    for path in found:
+        assert path.stat().st_size
         if path.suffix in (".json", ".ipynb"):
-            json.loads(content)
+            json.loads(path.read_bytes())
+    return sorted(path.relative_to(run).as_posix() for path in found)
 
 
 RECIPE = recipes.Recipe(
@@ -141,6 +152,35 @@ def training(folder):
     os.environ["LGI_CACHE"], sys.argv = str(folder / "cache"), ["recipes", "vae1"]
     recipes.main()
     return 0
+
+
+def weights(folder):
+    content = (folder / "models" / "vae1.safetensors").read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is disturbed while it writes into a folder."""
+
+    run: Callable[[Path], int]  # its exit status
+    result: Callable[[Path], object]  # what it has to leave in the end, whatever came between
+    prepare: Callable[[Path], object] = Path.mkdir  # makes the folder, with what is there before
+    survives: bool = False  # whether the result was there before, and stays whatever happens
+    n_bytes: int = 15_000  # that it writes, about
+    says: Callable[[Path], str] = lambda folder: "interrupted"  # when it is stopped by a signal
+
+
+def says_how_many(folder):
+    return f"interrupted with {len(load_study(folder)) if samples_in(folder) else 0} samples in"
+
+
+PROGRAMS = {
+    "study": Program(compute, samples_in),
+    "command": Program(command, samples_in, says=says_how_many),
+    "series": Program(series, finished, prepare=write_series, survives=True, n_bytes=30_000),
+    "training": Program(training, weights, n_bytes=200_000),
+}
 
 
 # --- processes, kills, disks -----------------------------------------------------------------------------------------
@@ -216,42 +256,74 @@ def fill(folder, left):
 # --- trials: each yields a word for what it has made and survived ----------------------------------------------------
 
 
-def study_killed(folder, draw):
-    """A study killed at every write, then called again: the same bytes, no temporary files."""
-    assert end(start(lambda: study(folder / "whole") and 0)) == 0
-    whole = samples_in(folder / "whole")
-    for event in itertools.count(1):
-        here = folder / f"{event}"
-        status = end(start(killed_at(event, lambda here=here: study(here) and 0)))
-        if status == 0:
-            return
+def undisturbed(program, folder):
+    """Prepare a folder, and run the program in a copy of it; its result, and how many seconds it takes."""
+    program.prepare(folder / "before")
+    here = copied(folder, folder / "whole")
+    begin = time.monotonic()
+    assert end(start(lambda: program.run(here))) == 0
+    return program.result(here), time.monotonic() - begin
+
+
+def copied(folder, here):
+    return Path(shutil.copytree(folder / "before", here))
+
+
+def goes_on(program, here, expected):
+    """Assert that nothing was lost, and that the same call ends as if nothing had been."""
+    assert not program.survives or program.result(here) == expected
+    assert end(start(lambda: program.run(here))) == 0
+    assert program.result(here) == expected
+    assert temporary_files(here) == []
+
+
+def killed(program, folder, draw):
+    """Killed at each of its writes."""
+    expected, _ = undisturbed(program, folder)
+    for event in draw.sample(range(1, 100), 99):
+        here = copied(folder, folder / f"{event}")
+        status = end(start(killed_at(event, lambda: program.run(here))))
+        if status == 0:  # it has not so many
+            continue
         assert status == -signal.SIGKILL
-        assert end(start(lambda here=here: study(here) and 0)) == 0
-        assert samples_in(here) == whole
-        assert temporary_files(here) == []
+        goes_on(program, here, expected)
         yield f"at write {event}"
 
 
-def study_on_a_full_disk(folder, draw):
-    """A disk that is full after any number of bytes: said so, then, with space, the same samples."""
-    study(folder / "whole")
-    size = sum(path.stat().st_size for path in (folder / "whole").rglob("*.safetensors"))
-    disk = folder / "disk"
-    disk.mkdir()
+def on_a_full_disk(program, folder, draw):
+    """On a disk that is full after any number of bytes: it says so, and leaves no half of a file."""
+    expected, _ = undisturbed(program, folder)
+    (disk := folder / "disk").mkdir()
     mount(disk, 8 << 20)
     while True:
-        left = draw.randrange(2 * size)
+        here, log, left = copied(folder, disk / "here"), folder / "log", draw.randrange(2 * program.n_bytes)
         fill(disk, left)
-        with contextlib.suppress(artifacts.ArtifactError):
-            study(disk / "study")
-            assert left > size // 2
-        assert temporary_files(disk) == []
+        log.write_text("")
+        status = end(start(lambda: program.run(here), str(log)))
+        assert status == 0 or (status in (1, 2) and "No space left" in log.read_text()), log.read_text()
+        assert temporary_files(here) == []
         (disk / "ballast").unlink()
-        found = study(disk / "study")
-        assert found.complete
-        assert samples_in(disk / "study") == samples_in(folder / "whole")
-        shutil.rmtree(disk / "study")
-        yield f"with {left} bytes left"
+        goes_on(program, here, expected)
+        shutil.rmtree(here)
+        yield f"with {left} bytes left: {'refused' if status else 'done'}"
+
+
+def stopped(program, folder, draw):
+    """SIGINT, SIGTERM and SIGKILL at any moment: it says how far it is."""
+    expected, seconds = undisturbed(program, folder)
+    for number in itertools.count():
+        here, log = copied(folder, folder / f"{number}"), folder / f"log {number}"
+        by = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+        child = start(lambda: program.run(here), str(log))
+        time.sleep(draw.uniform(0.05, seconds))
+        os.kill(child, by)
+        status, said = end(child), log.read_text() if log.exists() else ""
+        # 98 and a negative one: before or after what main() does, in the few lines of this script.
+        assert status in (0, 128 + by, 98, -by), (status, said)
+        assert status != 128 + by or (program.says(here) in said and "Traceback" not in said), said
+        goes_on(program, here, expected)
+        words = {0: "done before", 98: "before it began", -signal.SIGTERM: "before it began", -signal.SIGKILL: "killed"}
+        yield f"{by.name}: {words.get(status, 'interrupted')}"
 
 
 HEADER = b'{"__metadata__":{"lgi":"' + b"[" * 99_999 + b'"}}'
@@ -433,145 +505,17 @@ def vgg_damaged(folder, draw):
             yield "refused"
 
 
-def series_killed(folder, draw):
-    """``make reproduce`` killed at any write: the old is there, or the new in its place; the next run ends well."""
-    write_series(folder / "notebooks")
-    assert end(start(lambda: series(folder))) == 0
-    before = finished(folder)
-    assert len(before) == 7
-    while True:
-        event = draw.randrange(1, 40)
-        status = end(start(killed_at(event, lambda: series(folder))))
-        assert status in (0, -signal.SIGKILL)
-        nothing_lost(folder, before)
-        yield f"at write {event}" if status else f"before write {event} it was done"
-        if draw.random() < 0.2:
-            assert end(start(lambda: series(folder))) == 0
-            assert temporary_files(folder) == []
-
-
-def series_on_a_full_disk(folder, draw):
-    """``make reproduce`` on a disk that is full after any number of bytes: says so, and the last run is still there."""
-    disk = folder / "disk"
-    disk.mkdir()
-    mount(disk, 4 << 20)
-    write_series(disk / "notebooks")
-    assert end(start(lambda: series(disk))) == 0
-    before = finished(disk)
-    while True:
-        left, log = draw.randrange(60_000), folder / "log"
-        fill(disk, left)
-        status = end(start(lambda: series(disk), str(log)))
-        nothing_lost(disk, before)
-        if status:
-            assert status == 1
-            assert "No space left" in log.read_text()
-        (disk / "ballast").unlink()
-        log.unlink()
-        assert end(start(lambda: series(disk))) == 0
-        yield f"with {left} bytes left: " + ("all ran" if status == 0 else "refused")
-
-
-def stop(act, seconds, draw, log) -> tuple[int, str, str]:
-    """Stop a process by a signal at any moment; its exit status, that in words, and what it said."""
-    number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    log.write_text("")
-    child = start(act, str(log))
-    time.sleep(draw.uniform(0.05, seconds))
-    os.kill(child, number)
-    status = end(child)
-    said = log.read_text()
-    # 98 and a negative one: before or after what main() does, in the few lines of this script.
-    assert status in (0, 128 + number, 98, -number), (status, said)
-    if status == 128 + number:
-        assert "interrupted" in said, said
-        assert "Traceback" not in said, said
-    words = {0: "done before", 98: "before it began", -signal.SIGTERM: "before it began", -signal.SIGKILL: "killed"}
-    return status, f"{number.name}: {words.get(status, 'interrupted')}", said
-
-
-def series_stopped(folder, draw):
-    """SIGINT and SIGTERM during ``make reproduce``: the last run is there, and the next one ends well."""
-    write_series(folder / "notebooks")
-    begin = time.monotonic()
-    assert end(start(lambda: series(folder))) == 0
-    seconds, before = time.monotonic() - begin, finished(folder)
-    while True:
-        _, word, _ = stop(lambda: series(folder), seconds, draw, log := folder / "log")
-        nothing_lost(folder, before)
-        assert end(start(lambda: series(folder), str(log))) == 0, f"{word}: {log.read_text()}"
-        assert temporary_files(folder) == []
-        yield word
-
-
-def command_stopped(folder, draw):
-    """SIGINT and SIGTERM during ``python -m lgi.algorithm1``: it says how far it is, and the same command goes on."""
-
-    def command(here):
-        arguments = ["--model", "vae2", "--samples", "60", "--chunk-size", "10", "--n-control", "5", "--out", str(here)]
-        return lambda: algorithm1.main(arguments)
-
-    begin = time.monotonic()
-    assert end(start(command(folder / "whole"))) == 0
-    seconds = time.monotonic() - begin
-    for number in itertools.count():
-        here = folder / f"{number}"
-        status, word, said = stop(command(here), seconds, draw, folder / "log")
-        if status > 100:
-            done = len(load_study(here)) if samples_in(here) else 0
-            assert f"interrupted with {done} samples in" in said, said
-        assert end(start(command(here))) == 0
-        assert samples_in(here) == samples_in(folder / "whole")
-        assert temporary_files(here) == []
-        yield word
-
-
-def training_stopped(folder, draw):
-    """SIGINT and SIGTERM during ``python -m lgi.recipes``: the same command goes on, and ends with the same weights."""
-    begin = time.monotonic()
-    assert end(start(lambda: training(folder / "whole"))) == 0
-    seconds = time.monotonic() - begin
-    whole = load_file(folder / "whole" / "models" / "vae1.safetensors")
-    for number in itertools.count():
-        here = folder / f"{number}"
-        _, word, _ = stop(lambda here=here: training(here), seconds, draw, folder / "log")
-        assert end(start(lambda here=here: training(here))) == 0
-        found = load_file(here / "models" / "vae1.safetensors")
-        assert all(torch.equal(value, found[key]) for key, value in whole.items())
-        assert temporary_files(here) == []
-        yield word
-
-
-def training_on_a_full_disk(folder, draw):
-    """Training on a disk that is full after any number of bytes: said so, gone on with when there is space."""
-    assert end(start(lambda: training(folder / "whole"))) == 0
-    whole = load_file(folder / "whole" / "models" / "vae1.safetensors")
-    disk, log = folder / "disk", folder / "log"
-    disk.mkdir()
-    mount(disk, 8 << 20)
-    while True:
-        left = draw.randrange(400_000)
-        fill(disk, left)
-        status = end(start(lambda: training(disk), str(log)))
-        assert status == 0 or (status == 2 and "No space left" in log.read_text()), log.read_text()
-        (disk / "ballast").unlink()
-        assert temporary_files(disk) == []
-        assert end(start(lambda: training(disk))) == 0
-        found = load_file(disk / "models" / "vae1.safetensors")
-        assert all(torch.equal(value, found[key]) for key, value in whole.items())
-        log.unlink()
-        shutil.rmtree(disk / "models")
-        shutil.rmtree(disk / "cache")
-        yield f"with {left} bytes left: " + ("refused" if status else "trained")
-
-
 TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
-    trial.__name__: trial
-    for trial in (
-        *(study_killed, study_on_a_full_disk, study_damaged, study_beside_a_file, two_writers, another_generator),
-        *(vgg_damaged, series_killed, series_on_a_full_disk, series_stopped, command_stopped, training_stopped),
-        training_on_a_full_disk,
+    trial.__name__: trial for trial in (study_damaged, study_beside_a_file, two_writers, another_generator, vgg_damaged)
+}
+TRIALS |= {
+    f"{name}_{disturbed.__name__}": partial(disturbed, PROGRAMS[name])
+    for disturbed, names in (
+        (killed, ("study", "series")),
+        (on_a_full_disk, ("study", "series", "training")),
+        (stopped, ("series", "command", "training")),
     )
+    for name in names
 }
 
 

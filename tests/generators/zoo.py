@@ -607,6 +607,24 @@ def own_batch_norm_in_train_mode() -> Any:
     return model.forward, model
 
 
+_EACH_CALL = r"in train mode.*each call changes it.*eval\(\)"
+
+
+@refused(_EACH_CALL)
+def spectral_norm_in_train_mode() -> Any:
+    return spectral_norm().train()
+
+
+@refused(_EACH_CALL)
+def spectral_norm_of_the_older_form_in_train_mode() -> Any:
+    return spectral_norm_of_the_older_form().train()
+
+
+@refused(_EACH_CALL)
+def instance_norm_with_statistics_in_train_mode() -> Any:
+    return image(norm=lambda n: nn.InstanceNorm2d(n, track_running_stats=True)).train()
+
+
 @refused("has no running statistics.*in eval mode too.*track_running_stats=True")
 def batch_norm_without_statistics() -> Any:
     return image(norm=lambda n: nn.BatchNorm2d(n, track_running_stats=False))
