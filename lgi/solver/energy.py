@@ -301,6 +301,58 @@ class Energy:
         n = self._n_curves(len(grid.t))
         return Sample.joined([self._sample(grid, *part, order) for part in zip(z.split(n), v.split(n), strict=True)])
 
+    def differentiable_gradient(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
+        """Products of second derivatives by z and v (c, n, d) with changes of both, of one recorded gradient."""
+        if self.rest is not None:
+            return self._differences(grid, z, v)
+        assert self.embedded is not None
+        w = constant(grid.weights, z)
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            h = evenly(self.metric.embed, leaf)
+            change = grid.derivatives(h - h[:, :1])
+            (slope,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), leaf, create_graph=True)
+
+        def product(dz: Tensor, dv: Tensor) -> Basis:
+            (by_z,) = torch.autograd.grad(slope, leaf, dz.to(z), retain_graph=True)
+            return by_z.double(), torch.zeros_like(dv)
+
+        return product
+
+    def _differences(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
+        """The same by central differences of gradients, where there is no embedding of all of the metric."""
+
+        def product(dz: Tensor, dv: Tensor) -> Basis:
+            size = torch.linalg.vector_norm(dz, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(dz.dtype).tiny)
+            length = torch.linalg.vector_norm(z - z[:, :1], dim=(1, 2), keepdim=True).double()
+            step = torch.finfo(z.dtype).eps ** (1 / 3) * length / size
+            there, back = (
+                self.sample_points(grid, z + sign * step * dz, v + sign * step * dv, 1) for sign in (1, -1)
+            )
+            assert there.z_gradient is not None and back.z_gradient is not None
+            assert there.v_gradient is not None and back.v_gradient is not None
+            by_z, by_v = there.z_gradient - back.z_gradient, there.v_gradient - back.v_gradient
+            return by_z / (2 * step), by_v / (2 * step)
+
+        return product
+
+    def metric_product(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Products (c, n, d) of the metric at points (c, n, d) with vectors, in float64."""
+        if self.rest is not None:
+            return lambda v: evenly(self.metric.apply, z, v.to(z)).double()
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            h = evenly(self.metric.embed, leaf)
+            weight = torch.zeros_like(h).requires_grad_()
+            (pulled,) = torch.autograd.grad(h, leaf, weight, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            # Twice transposed: J v is the gradient by u of <J^T u, v>.
+            (pushed,) = torch.autograd.grad(pulled, weight, v.to(z), retain_graph=True)
+            return torch.autograd.grad(h, leaf, pushed, retain_graph=True)[0].double()
+
+        return product
+
     def tensor(self, z: Tensor) -> Tensor:
         """Metric at points (c, n, d), in float64."""
         parts = z.to(self.dtype).split(self._n_curves(z.shape[1]))

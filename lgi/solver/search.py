@@ -84,7 +84,6 @@ class Search:
             has_finer_grid=self.levels.has_finer_grid(number),
         )
         method = self.method(stage)
-        self.found.n_rows[index] += method.n_rows
         live = torch.arange(len(index), device=index.device)
         while True:
             # Where derivatives jump, steps never keep their promise: the search ends when it gains no more.
@@ -97,6 +96,7 @@ class Search:
                 smooth = self.verdict.is_smooth(level, index[stale], group.control[stale])
                 self.verdict.renew(stage, method, stale[smooth])
             live = self._iterate(stage, method, live)
+        self.found.n_rows[index] += method.n_rows
         group.learnt = method.learnt()
         return self._conclude(number, stage, method)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lgi.solver.energy import Basis, Curvature, Energy, Sample
 from lgi.solver.grid import Grid
+from lgi.solver.products import Average
 from lgi.solver.refinement import Level, bisected, grid_degrees
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm
@@ -30,6 +31,7 @@ class Group(Rows):
     doubts: Tensor  # (c,), steps so far of which a method had expected more
     curvature: Curvature | None = None  # along the first curve, at the nodes of the first grid
     learnt: Tensor | None = None  # (c, f, f), what a method has learnt of the second derivatives since
+    average: Average | None = None  # the metric along the first curve, which preconditions
 
 
 @dataclass(eq=False)
@@ -74,8 +76,8 @@ class Method(Steps):
     """Order of the derivatives of the first curve that a method wants: 2 with the curvature."""
     foretells: ClassVar[bool] = False
     """Whether :meth:`gain` is a forecast, by which the number of knots is chosen."""
-    n_rows: float = 0.0
-    """Decoder rows a curve that it has taken to make the method."""
+    n_rows: float | Tensor = 0.0
+    """Decoder rows a curve that the method has taken beside the samples of the search."""
 
     @staticmethod
     def knots(n_control: int) -> list[Tensor]:
