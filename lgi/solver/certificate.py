@@ -15,6 +15,7 @@ from lgi.metric.base import check_metric
 from lgi.metric.lengths import Polyline
 from lgi.solver.energy import Basis, Energy, Sample, free
 from lgi.solver.grid import Grid, constant, interpolation
+from lgi.solver.products import Average, conjugate_gradients, middles, norm_product, stiffness
 from lgi.solver.refinement import Level
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm, relative_eigh
@@ -33,6 +34,10 @@ _CONTROL = 19
 _DEGREE, _MOST_SPANS = 6, 64
 # Coordinates of the nodes of a curve up to which second derivatives are looked at: they need the square of it.
 _MOST_COORDINATES = 1 << 12
+# Above it, a metric costs more forward passes than a curve should; products with it, some ten.
+_MOST_DIMENSIONS = 200
+# A squared residual is known when so many products add relatively no more than this to it.
+_WANTED, _DELAY, _MOST_PRODUCTS = 0.05, 5, 200
 # Float64 numbers of matrices kept at a time.
 _MOST_VALUES = 1 << 25
 
@@ -204,7 +209,7 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
         rough &= doubling < DOUBLINGS
         if not bool(rough.all()):
             done, here = curves[~rough], sample[~rough]
-            residual, norm = projected_gradient(energy, level, done(level.weighing.t)[0], here)
+            residual, norm = projected_gradient(energy, level, done.at, here)
             yield _Seen(
                 index=done.index,
                 energy=here.energy,
@@ -220,7 +225,7 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
 
 
 def least_curvature(
-    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, norm: Norm
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, norm: Norm | None
 ) -> tuple[Tensor, Tensor]:
     """Least ``E'' / 2`` (c,) of variations of norm 1, and these (c, n_free, d); NaN where that is too much for memory.
 
@@ -228,7 +233,7 @@ def least_curvature(
     """
     basis = energy.basis(level.grid, level.knots)
     n_free = len(level.knots) - 6
-    if len(level.grid.t) * energy.d > _MOST_COORDINATES:
+    if norm is None:
         nothing = sample.energy.new_full((len(sample.energy), n_free, energy.d), torch.nan)
         return nothing[:, 0, 0], nothing
     known = energy.sample_points(level.grid, *at(level.grid), 2).curvature
@@ -286,16 +291,50 @@ def _told(
     )
 
 
-def projected_gradient(energy: Energy, level: Level, points: Tensor, sample: Sample) -> tuple[Tensor, Norm]:
+def projected_gradient(
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample
+) -> tuple[Tensor, Norm | None]:
     """Relative projected gradient (c,) of curves sampled on a level's measuring grid, and the norm it is taken in.
 
-    The norm is that of the metric at ``points`` (c, n, d) on the curves, at the nodes of the level's weighing grid.
+    The norm is that of the metric at the nodes of the level's weighing grid; where its matrices are too large for
+    memory, it is applied by products at those of the level's grid, and not returned. ``at`` gives points and velocities
+    (c, n, d) of the curves on a grid.
     """
+    gradient = sample.gradient(energy.basis(level.measuring, level.knots))
+    if not has_matrices(energy, level.grid):
+        return _by_products(energy, level, at, gradient, sample.energy), None
+    points = at(level.weighing)[0]
     I = constant(interpolation(level.weighing, level.grid, linearly=True), energy.device)
     M = torch.einsum("pk,ckab->cpab", I, energy.tensor(points))
     norm = Norm.of(energy.norm(level.grid, energy.basis(level.grid, level.knots), M))
-    gradient = sample.gradient(energy.basis(level.measuring, level.knots))
     return norm.residual(slice(None), gradient, sample.energy), norm
+
+
+def has_matrices(energy: Energy, grid: Grid) -> bool:
+    """Whether second derivatives and norms of curves on a grid are made; else they are products."""
+    return len(grid.t) * energy.d <= _MOST_COORDINATES and energy.d <= _MOST_DIMENSIONS
+
+
+def _by_products(
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], gradient: Tensor, known: Tensor
+) -> Tensor:
+    """Relative projected gradient (c,) from the gradient (c, f) and the energy, by conjugate gradients.
+
+    They approach it from below; the last iterations tell how closely.
+    """
+    points, basis = at(level.grid)[0], energy.basis(level.grid, level.knots)
+    average = Average.of(energy, points[:, middles(points.shape[1])])
+    inverse = torch.linalg.inv(stiffness(level.grid, basis))
+    found = conjugate_gradients(
+        lambda some: norm_product(energy, level.grid, basis, points[some]),
+        lambda some, x: average[some].solve(inverse, x),
+        gradient,
+        radius=torch.full_like(known, torch.inf),
+        wanted=_WANTED,
+        delay=_DELAY,
+        most=_MOST_PRODUCTS,
+    )
+    return (found.decrease / known.clamp_min(torch.finfo(known.dtype).tiny)).sqrt()
 
 
 def length_error(sample: Sample, coarse: Tensor) -> Tensor:

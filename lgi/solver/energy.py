@@ -293,12 +293,12 @@ class Energy:
     def sample(self, grid: Grid, basis: Basis, control: Tensor, order: int) -> Sample:
         """Energies of splines with control points (c, n_control, d); 1: with gradients, 2: with the curvature too."""
         B, dB = basis
-        parts = control.split(self._n_curves(len(grid.t)))
+        parts = control.split(self.n_curves(len(grid.t)))
         return Sample.joined([self._sample(grid, B @ part, dB @ part, order) for part in parts])
 
     def sample_points(self, grid: Grid, z: Tensor, v: Tensor, order: int) -> Sample:
         """The same of any curves, given by points and velocities (c, n, d) at the nodes."""
-        n = self._n_curves(len(grid.t))
+        n = self.n_curves(len(grid.t))
         return Sample.joined([self._sample(grid, *part, order) for part in zip(z.split(n), v.split(n), strict=True)])
 
     def differentiable_gradient(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
@@ -355,10 +355,11 @@ class Energy:
 
     def tensor(self, z: Tensor) -> Tensor:
         """Metric at points (c, n, d), in float64."""
-        parts = z.to(self.dtype).split(self._n_curves(z.shape[1]))
+        parts = z.to(self.dtype).split(self.n_curves(z.shape[1]))
         return torch.cat([evenly(self.metric.tensor, part) for part in parts]).double()
 
-    def _n_curves(self, n_nodes: int) -> int:
+    def n_curves(self, n_nodes: int) -> int:
+        """Curves that are sampled at a time."""
         return max(1, self.budget // (n_nodes * self.n_values))
 
     def _sample(self, grid: Grid, z: Tensor, v: Tensor, order: int) -> Sample:

@@ -42,6 +42,11 @@ class Average(Rows):
         return torch.cholesky_solve(columns, self.factor).mT.flatten(1) / 2
 
 
+def middles(n: int) -> Tensor:
+    """Which of n nodes an average metric is made of: three, evenly between the ends."""
+    return torch.linspace(0, n - 1, 5).round().long()[1:-1]
+
+
 def stiffness(grid: Grid, basis: Basis) -> Tensor:
     """K (n_free, n_free) of the splines with a basis."""
     dB = free(basis)[1]
@@ -63,11 +68,11 @@ def hessian(energy: Energy, grid: Grid, basis: Basis, control: Tensor) -> Produc
     return product
 
 
-def norm(energy: Energy, grid: Grid, basis: Basis, control: Tensor) -> Product:
-    """Products with twice the norm of variations, ``integral of B'_i M B'_j dt``."""
+def norm_product(energy: Energy, grid: Grid, basis: Basis, points: Tensor) -> Product:
+    """Products with twice the norm of variations, ``integral of B'_i M B'_j dt``, of curves through points (c, n, d)."""
     velocities = free(basis)[1]
-    weights = constant(grid.nodal_weights, control.device)[:, None]
-    metric = energy.metric_product((basis[0] @ control).to(energy.dtype))
+    weights = constant(grid.nodal_weights, points.device)[:, None]
+    metric = energy.metric_product(points.to(energy.dtype))
 
     def product(x: Tensor) -> Tensor:
         return 2 * (velocities.T @ (weights * metric(velocities @ x.unflatten(1, (-1, energy.d))))).flatten(1)

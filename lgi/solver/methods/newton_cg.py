@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lgi.solver.methods.base import Method, Stage
-from lgi.solver.products import Average, conjugate_gradients, hessian, stiffness
+from lgi.solver.products import Average, conjugate_gradients, hessian, middles, stiffness
 from lgi.solver.refinement import finer
 from lgi.solver.rows import located
 
@@ -30,7 +30,7 @@ class NewtonCG(Method):
         self.stage, group, energy = stage, stage.group, stage.energy
         self.n_rows = torch.zeros_like(stage.sample.energy)
         if group.average is None:
-            nodes = torch.linspace(0, len(stage.grid.t) - 1, 5).round().long()[1:-1]
+            nodes = middles(len(stage.grid.t))
             group.average = Average.of(energy, stage.basis[0][nodes] @ group.control)
             self.n_rows += len(nodes) * energy.tensor_cost
         self.finer_basis = energy.basis(stage.level.grid, finer(stage.level.knots))
@@ -51,21 +51,11 @@ class NewtonCG(Method):
 
     def going(self, stage: Stage, live: Tensor) -> Tensor:
         """Which of the curves ``live`` (l,) neither deserve a finer level nor are done."""
-        sample, gradient, average = stage.sample[live], stage.gradient[live], stage.group.average
+        average = stage.group.average
         assert average is not None
-        average, control = average[live], stage.group.control[live]
-        found = conjugate_gradients(
-            lambda some: hessian(stage.energy, stage.grid, stage.basis, control[some]),
-            lambda some, x: average[some].solve(self.inverse, x),
-            -gradient,
-            radius=self.radius[live],
-            wanted=_WANTED,
-            delay=_DELAY,
-            most=_MOST,
-        )
-        self.step[live], self.decrease[live], self.length[live] = found.x, found.decrease, found.length
-        self.inside[live] = found.inside
-        self.n_rows[live] += found.n_products * _PRODUCT * len(stage.grid.t)
+        for part in live.split(stage.energy.n_curves(len(stage.grid.t))):
+            self._solve(stage, part, average[part])
+        sample, gradient, average = stage.sample[live], stage.gradient[live], average[live]
         residual = self._residual(stage)[live]
 
         def squared(gradient: Tensor, inverse: Tensor) -> Tensor:
@@ -79,7 +69,23 @@ class NewtonCG(Method):
             wanted = torch.where(promise > stage.length_tolerance, wanted.maximum(more.sqrt() / 2), wanted)
         if stage.has_finer_grid:
             wanted = wanted.maximum(sample.tail)
-        return ~found.inside | (residual > wanted)
+        return ~self.inside[live] | (residual > wanted)
+
+    def _solve(self, stage: Stage, live: Tensor, average: Average) -> None:
+        """Look for the next steps of the curves ``live`` (l,), as many as are recorded at a time."""
+        control = stage.group.control[live]
+        found = conjugate_gradients(
+            lambda some: hessian(stage.energy, stage.grid, stage.basis, control[some]),
+            lambda some, x: average[some].solve(self.inverse, x),
+            -stage.gradient[live],
+            radius=self.radius[live],
+            wanted=_WANTED,
+            delay=_DELAY,
+            most=_MOST,
+        )
+        self.step[live], self.decrease[live], self.length[live] = found.x, found.decrease, found.length
+        self.inside[live] = found.inside
+        self.n_rows[live] += found.n_products * _PRODUCT * len(stage.grid.t)
 
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
         """Relative shortening (c,) to expect of more knots, from the gradient by finer ones."""
