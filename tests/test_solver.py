@@ -19,7 +19,7 @@ from lgi.metric import (
     curve_energy,
     curve_length,
 )
-from lgi.solver import SolverSettings, load_result, shorten, solve_geodesic_ode
+from lgi.solver import SolverSettings, certify, load_result, shorten, solve_geodesic_ode
 from lgi.solver.methods import METHODS, chosen
 from lgi.spline import CubicBSpline
 
@@ -269,6 +269,40 @@ def test_methods_agree():
     # The paper's insertion: one control point at a time, up to the maximum.
     assert (gradient.n_control == 8).all()
     assert (lbfgs.n_iterations < gradient.n_iterations).all()
+
+
+def test_newton_cg_finds_what_gauss_newton_finds():
+    metric = PullbackMetric(random_decoder(d=8, n_values=60))
+    start, end = random_pairs(4, d=8)
+    end = start + 0.3 * (end - start)
+    newton = shorten(metric, start, end, SolverSettings(length_tolerance=1e-5, progress=False))
+    products = shorten(metric, start, end, SolverSettings(method="newton-cg", length_tolerance=1e-5, progress=False))
+    assert newton.converged.all()
+    assert products.converged.all()
+    assert newton.improvement.max() > 0.01
+    assert relative(products.length, newton.length) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_newton_cg_certifies_in_many_dimensions_without_matrices(dtype):
+    """In 210 dimensions, where neither the search nor the certificate makes a matrix of a whole curve."""
+    d = 210
+    metric = PullbackMetric(random_decoder(d=d, n_values=300, dtype=dtype))
+    start, end = random_pairs(3, d=d, dtype=dtype)
+    end = start + 0.2 * (end - start)
+    result = shorten(metric, start, end, SolverSettings(method="newton-cg", progress=False))
+    assert result.converged.all()
+    assert (result.improvement > 0).all()
+    assert result.curvature.isnan().all()
+
+
+def test_residuals_by_products_are_those_by_matrices(monkeypatch):
+    metric = PullbackMetric(random_decoder(d=8, n_values=60))
+    start, end = random_pairs(4, d=8)
+    line = CubicBSpline.line(start, start + 0.3 * (end - start), n_control=7)
+    by_matrices = certify(metric, line).residual
+    monkeypatch.setattr("lgi.solver.certificate._MOST_DIMENSIONS", 4)
+    assert relative(certify(metric, line).residual, by_matrices) < 0.05
 
 
 def test_lbfgs_is_preconditioned_by_the_metric():
@@ -535,7 +569,7 @@ def test_other_bad_input():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"method": "newton"}, "auto, gauss-newton, lbfgs, gradient"),
+        ({"method": "newton"}, "auto, gauss-newton, newton-cg, lbfgs, gradient"),
         ({"starts": "random"}, "line, graph, multi"),
         ({"n_control": 3}, "n_control to be at least 4"),
         ({"chunk_size": 0}, "chunk_size to be at least 1"),

@@ -315,9 +315,7 @@ def has_matrices(energy: Energy, grid: Grid) -> bool:
     return len(grid.t) * energy.d <= _MOST_COORDINATES and energy.d <= _MOST_DIMENSIONS
 
 
-def _by_products(
-    energy: Energy, level: Level, at: Callable[[Grid], Basis], gradient: Tensor, known: Tensor
-) -> Tensor:
+def _by_products(energy: Energy, level: Level, at: Callable[[Grid], Basis], gradient: Tensor, known: Tensor) -> Tensor:
     """Relative projected gradient (c,) from the gradient (c, f) and the energy, by conjugate gradients.
 
     They approach it from below; the last iterations tell how closely.

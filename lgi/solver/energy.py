@@ -326,11 +326,11 @@ class Energy:
             size = torch.linalg.vector_norm(dz, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(dz.dtype).tiny)
             length = torch.linalg.vector_norm(z - z[:, :1], dim=(1, 2), keepdim=True).double()
             step = torch.finfo(z.dtype).eps ** (1 / 3) * length / size
-            there, back = (
-                self.sample_points(grid, z + sign * step * dz, v + sign * step * dv, 1) for sign in (1, -1)
-            )
-            assert there.z_gradient is not None and back.z_gradient is not None
-            assert there.v_gradient is not None and back.v_gradient is not None
+            there, back = (self.sample_points(grid, z + sign * step * dz, v + sign * step * dv, 1) for sign in (1, -1))
+            assert there.z_gradient is not None
+            assert back.z_gradient is not None
+            assert there.v_gradient is not None
+            assert back.v_gradient is not None
             by_z, by_v = there.z_gradient - back.z_gradient, there.v_gradient - back.v_gradient
             return by_z / (2 * step), by_v / (2 * step)
 

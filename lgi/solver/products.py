@@ -69,7 +69,7 @@ def hessian(energy: Energy, grid: Grid, basis: Basis, control: Tensor) -> Produc
 
 
 def norm_product(energy: Energy, grid: Grid, basis: Basis, points: Tensor) -> Product:
-    """Products with twice the norm of variations, ``integral of B'_i M B'_j dt``, of curves through points (c, n, d)."""
+    """Products with twice the norm of variations, ``integral of B'_i M B'_j dt``; points (c, n, d) on the curves."""
     velocities = free(basis)[1]
     weights = constant(grid.nodal_weights, points.device)[:, None]
     metric = energy.metric_product(points.to(energy.dtype))

@@ -77,10 +77,7 @@ class Verdict:
         found.n_rows[index] += energy.tensor_cost * len(level.weighing.t)
         parts = self.parts(torch.arange(len(index), device=index.device), level.grid)
         residual = torch.cat(
-            [
-                projected_gradient(energy, level, placed(energy, level, control[part]), sample[part])[0]
-                for part in parts
-            ]
+            [projected_gradient(energy, level, placed(energy, level, control[part]), sample[part])[0] for part in parts]
         )
         error = length_error(sample, coarse)
         before = found.straight_length[index]
