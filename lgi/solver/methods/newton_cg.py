@@ -28,11 +28,11 @@ class NewtonCG(Method):
 
     def __init__(self, stage: Stage) -> None:
         self.stage, group, energy = stage, stage.group, stage.energy
-        self.n_rows = torch.zeros_like(stage.sample.energy)
+        self.n_rows = self.rows = torch.zeros_like(stage.sample.energy)
         if group.average is None:
             nodes = middles(len(stage.grid.t))
             group.average = Average.of(energy, stage.basis[0][nodes] @ group.control)
-            self.n_rows += len(nodes) * energy.tensor_cost
+            self.rows += len(nodes) * energy.tensor_cost
         self.finer_basis = energy.basis(stage.level.grid, finer(stage.level.knots))
         self.inverse, self.finer_inverse = (
             torch.linalg.inv(stiffness(stage.level.grid, basis))
@@ -85,7 +85,7 @@ class NewtonCG(Method):
         )
         self.step[live], self.decrease[live], self.length[live] = found.x, found.decrease, found.length
         self.inside[live] = found.inside
-        self.n_rows[live] += found.n_products * _PRODUCT * len(stage.grid.t)
+        self.rows[live] += found.n_products * _PRODUCT * len(stage.grid.t)
 
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
         """Relative shortening (c,) to expect of more knots, from the gradient by finer ones."""
