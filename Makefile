@@ -18,7 +18,7 @@ $(if $(filter-out cpu,$(TORCH)),$(error TORCH=$(TORCH) is neither empty nor cpu)
 # arguments for notebooks/reproduce.py, e.g. ARGS="--only 01 -p epochs 5".
 PARAMS ?=
 ARGS ?=
-# Of `make book`: full, or student, which leaves out the solutions and the instructor's page.
+# Of `make book`: full, or student, with notebooks to fill in for the solutions and without the instructor's page.
 EDITION ?= full
 # Test processes. One thread each: two busy processes with two threads each are slower than with one.
 JOBS ?= 2
@@ -33,6 +33,8 @@ PROCESSOR ?=
 $(if $(filter-out $(PROCESSORS),$(PROCESSOR)),$(error PROCESSOR=$(PROCESSOR) is none of $(PROCESSORS)))
 TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
 
+# As lgi/__init__.py does, which says why: for kernels that import torch before lgi.
+export OMP_WAIT_POLICY ?= PASSIVE
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
@@ -43,7 +45,7 @@ help: ## this list
 	@echo
 	@echo "  PARAMS=smoke      with reproduce: minutes instead of the full run, data that need no download"
 	@echo "  ARGS=\"...\"        with reproduce: passed on, see $(BIN)/python notebooks/reproduce.py --help"
-	@echo "  EDITION=student   with book: without solutions and instructor's page, into runs/book_student"
+	@echo "  EDITION=student   with book: exercises to fill in for solutions and instructor's page, into runs/book_student"
 	@echo "  PYTHON=python3.12 which Python (>= 3.11) makes $(VENV)"
 	@echo "  INSTALLER=pip     install with pip even where uv works"
 	@echo "  TORCH=cpu         with install, in a fresh clone: torch without the libraries of a GPU"
@@ -83,7 +85,7 @@ $(STAMP): pyproject.toml requirements.lock
 	touch $@
 
 .PHONY: reproduce
-reproduce: $(STAMP) ## run the series of notebooks into runs/ and draw figures/
+reproduce: $(STAMP) ## run the series of notebooks into runs/
 	@$(BIN)/python notebooks/reproduce.py $(if $(PARAMS),--params $(PARAMS)) $(ARGS)
 
 # All parts run, whatever fails, and at the end those that failed are named.
@@ -135,6 +137,10 @@ notebooks: $(STAMP) ## format, execute and clean the notebooks, update README.md
 .PHONY: book
 book: $(STAMP) ## render the series to runs/book/index.html, a site that opens in any browser (EDITION=student)
 	@$(BIN)/python notebooks/book.py --edition $(EDITION)
+
+.PHONY: lab
+lab: $(STAMP) ## JupyterLab with the series, kernels set as those of make reproduce (ARGS: its own options)
+	@$(BIN)/jupyter lab --notebook-dir=. $(if $(ARGS),$(ARGS),notebooks/01_train_vaes.ipynb)
 
 .PHONY: mutations
 mutations: $(STAMP) ## make deliberate faults in copies, one by one, and show that the tests notice each

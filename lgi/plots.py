@@ -326,3 +326,99 @@ def axial_histogram(ax: Axes, theta: Array, *, bins: int = 36, **looks: Any) -> 
     # Radius by root: the area of a bar, not its length, is what the eye compares.
     ax.bar(edges[:-1], np.sqrt(counts / len(folded)), width=np.diff(edges), align="edge", **looks)
     ax.set(yticks=[], xticks=np.arange(0, 2 * np.pi, np.pi / 4))
+
+
+def numbered_starts(ax: Axes, z: Array, colours: Sequence[Any], *, size: float = 7.0) -> None:
+    """Number points in boxes of their colours, each beside its point and joined to it, none on top of another.
+
+    The limits of the axes must be final: what overlaps is a matter of pixels.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    z : array, shape (n, 2)
+        Points; the first is number 1.
+    colours : sequence of n colours
+        Of the boxes.
+    size : float
+        Of the digits, in points.
+    """
+    z = np.asarray(z, dtype=float)
+    pixels, point = ax.transData.transform(z), ax.figure.dpi / 72
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    rings = [r * point * np.stack([np.cos(angles), np.sin(angles)], axis=1) for r in (11, 18, 27, 38)]
+    places = np.empty((0, 2))
+    for i, (pixel, colour) in enumerate(zip(pixels, colours, strict=True)):
+        free = pixel + np.concatenate(rings)  # from near to far: the first of those that cover least is taken
+        on_box, on_point = (
+            (np.abs(free[:, None] - taken) < size * point * np.array([2.1, 1.6])).all(-1).sum(1)
+            for taken in (places, pixels)
+        )
+        place = free[(on_box + 0.3 * on_point).argmin()]
+        places = np.concatenate([places, place[None]])
+        dark = np.dot(mpl.colors.to_rgb(colour), (0.299, 0.587, 0.114)) < 0.55
+        looks: dict[str, Any] = {"fontsize": size, "color": "white" if dark else "black", "ha": "center"}
+        looks["bbox"] = {"boxstyle": "round,pad=0.18", "fc": colour, "ec": "white", "lw": 0.6}
+        looks["arrowprops"] = {"arrowstyle": "-", "color": colour, "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
+        offset = (place - pixel) / point
+        ax.annotate(str(i + 1), z[i], offset, textcoords="offset points", va="center", zorder=9, **looks)
+
+
+def pair_legend(axes: Sequence[Axes], starts: Sequence[Array], colours: Sequence[Any], *, ncols: int = 10) -> None:
+    """Number the starts of the same pairs in several axes, and say below all of them which number has which colour.
+
+    Parameters
+    ----------
+    axes : sequence of matplotlib axes
+        All of one figure.
+    starts : sequence of array, shape (n, 2)
+        First points of the pairs, one array an axes.
+    colours : sequence of n colours
+        One a pair.
+    ncols : int
+        Entries in a row.
+    """
+    handles = [mpl.lines.Line2D([], [], color=c, lw=3, label=str(i + 1)) for i, c in enumerate(colours)]
+    # Matplotlib fills columns first; numbers are read along rows.
+    handles = [handle for column in range(ncols) for handle in handles[column::ncols]]
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None
+    looks: dict[str, Any] = {"title": "pair", "columnspacing": 1.2, "handlelength": 1.2}
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(ncols, len(handles)), **looks)
+    figure.canvas.draw()  # the legend takes its room: only now is it known where points are
+    for ax, z in zip(axes, starts, strict=True):
+        numbered_starts(ax, z, colours)
+
+
+def improved_lines(ax: Axes, start: Array, end: Array, improvement: Array, label: str) -> LineCollection:
+    """Straight lines over a grey field, with a colour bar: the more a line can be shortened, the more it is seen.
+
+    Parameters
+    ----------
+    ax : matplotlib axes
+        Where.
+    start, end : array, shape (n, 2)
+        Ends of the lines.
+    improvement : array, shape (n,)
+        Relative improvements, in the unit of the label.
+    label : str
+        Of the colour bar.
+
+    Returns
+    -------
+    LineCollection
+        The lines, the most improved on top.
+    """
+    start, end, improvement = np.asarray(start), np.asarray(end), np.asarray(improvement)
+    order = np.argsort(improvement)
+    share = improvement[order] / max(float(improvement.max()), 1e-12)
+    # Brightness, opacity and width say the same: on paper and on a screen the dullest lines are the faintest.
+    colours = mpl.colors.LinearSegmentedColormap.from_list("improvement", ["0.55", "#B8860B", "#FFD700", "#FFFFCC"])
+    segments = np.stack([start[order], end[order]], axis=1)
+    lines = LineCollection(list(segments), cmap=colours, linewidths=0.6 + 1.6 * share, alpha=0.35 + 0.65 * share)
+    lines.set_array(improvement[order])
+    lines.set_clim(0, float(improvement.max()))
+    ax.add_collection(lines)
+    ax.figure.colorbar(mpl.cm.ScalarMappable(lines.norm, colours), ax=ax, label=label, shrink=0.85)
+    return lines

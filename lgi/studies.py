@@ -181,6 +181,11 @@ class Study:
             _refuse_another(path, stored.settings, self.settings)
             if len(stored) > len(self):
                 raise ValueError(f"{path} holds {len(stored)} samples of this study, more than these {len(self)}")
+        artifacts.save(path, self.columns, self.record, name="study", settings=self.settings, version=_VERSION)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How many samples there are, and the statistics of their improvements, as plain numbers."""
         record: dict[str, Any] = {
             "samples": len(self),
             "asked": self.n_samples,
@@ -197,7 +202,7 @@ class Study:
                 "confidence_interval": self.confidence_interval,
                 "quantiles": {str(level): value for level, value in self.quantiles.items()},
             }
-        artifacts.save(path, self.columns, record, name="study", settings=self.settings, version=_VERSION)
+        return record
 
     def __str__(self) -> str:
         done = f"{len(self)} of {self.n_samples} samples"
@@ -538,6 +543,15 @@ def load_study(path: str | Path) -> Study:
         new = ~torch.isin(table["index"], first[2]["index"])
         parts.append((name, settings, {key: column[new] for key, column in table.items()}))
     return _put_together(parts)
+
+
+def origin(folder: Path) -> tuple[dict[str, Any], float | None] | None:
+    """Provenance of the first chunk of a study and seconds of all, as far as chunks are there; None without a study."""
+    files = _files(folder)
+    chunks = [_loaded(file) for file in files if file.parent.name == _CHUNKS]
+    if not chunks:
+        return ({}, None) if files else None
+    return chunks[0].provenance, sum(chunk.record["seconds"] for chunk in chunks)
 
 
 def _without_suffix(path: str | Path) -> Path:

@@ -1,12 +1,13 @@
 """Render the committed notebooks to a static site that opens from the file system and loads nothing from the network.
 
     python notebooks/book.py                      everything, solutions and instructor's page included: runs/book/
-    python notebooks/book.py --edition student    without these two: runs/book_student/
+    python notebooks/book.py --edition student    without these two, and with exercises to fill in: runs/book_student/
 
-One page for each of ``NN_*.ipynb``, ``solutions/NN_*.ipynb`` and ``instructor.md``, and an index made of README.md and
-of the notebooks' title cells and results. Nothing is executed: pages show the committed outputs, rendered by nbconvert
-through ``book/page.html.j2``. Equations become MathML, which browsers draw without a script. HTML among the outputs is
-shown as it is: a page's policy lets the browser run no script but the page's own, and load from nowhere but the book.
+One page for each of ``NN_*.ipynb``, ``glossary.md``, ``solutions/NN_*.ipynb`` and ``instructor.md``, for each module of
+``lgi`` that one of them links to, and an index made of README.md and of the notebooks' title cells and results. Nothing
+is executed: pages show the committed outputs, rendered by nbconvert through ``book/page.html.j2``. Equations become
+MathML, which browsers draw without a script. HTML among the outputs is shown as it is: a page's policy lets the browser
+run no script but the page's own, and load from nowhere but the book.
 What would be wrong in the book is refused, and the former one stays: a notebook that was not executed, a link to
 nothing, an equation that cannot be converted, an image without a description.
 
@@ -33,11 +34,12 @@ from urllib.parse import unquote, urlsplit
 
 import math_core
 import nbformat
+import student
 from bs4 import BeautifulSoup, Tag
 from fontTools import subset
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES
 from traitlets.config import Config
@@ -47,6 +49,10 @@ from lgi import artifacts
 HERE = Path(__file__).resolve().parent
 # Sections of README.md that the index keeps, beside what precedes the first of them.
 README_SECTIONS = ("Two commands", "Cite")
+# Columns of the notebooks' tables of results that the index shows; what decides a verdict stands in the notebook.
+RESULTS = ("claim", "paper", "measured", "verdict")
+# Groups of the pages that show modules of lgi, and notebooks to fill in.
+SOURCE, EXERCISES = "Source", "Exercises"
 # Colours of code in the light and in the dark scheme.
 CODE_STYLES = ("default", "github-dark")
 # Drawn in equations without standing in the text: roots, and the italics that stand for single letters.
@@ -70,6 +76,8 @@ class Page:
 
     @property
     def name(self) -> str:
+        if self.group == SOURCE:
+            return f"{self.title.removesuffix('.py').replace('/', '_')}.html"
         return "index.html" if self.group == "" else f"{self.source.stem}.html"
 
     @property
@@ -98,34 +106,72 @@ def collect(folder: Path, edition: str) -> list[Page]:
     series = [Page(path, "The series", read_notebook(path)) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
     if not series:
         raise Refusal(f"no numbered notebook (NN_name.ipynb) in {folder}")
-    pages = list(series)
-    if edition != "student":
+    pages = [*series, *text_page(folder / "glossary.md", "Words")]
+    if edition == "student":
+        pages += exercises(folder)
+    else:
         solutions = sorted((folder / "solutions").glob("[0-9][0-9]_*.ipynb"))
         pages += [Page(path, "Solutions", read_notebook(path)) for path in solutions]
-        if (path := folder / "instructor.md").is_file():
-            text = new_markdown_cell(path.read_text(encoding="utf-8"))
-            pages.append(Page(path, "Teaching", new_notebook(cells=[text])))
+        pages += text_page(folder / "instructor.md", "Teaching")
     for page in pages:
         if not page.notebook.cells[0].source.startswith("# "):
             raise Refusal(f"{page.source} does not begin with its title")
-    return [index(folder.parent / "README.md", series), *pages]
+    return [index(folder.parent / "README.md", series), *pages, *modules(pages, folder.parent)]
+
+
+def exercises(folder: Path) -> list[Page]:
+    """Notebooks to fill in, of which there are no files: those that are made of the solutions."""
+    pages = []
+    for path in sorted((folder / "solutions").glob("[0-9][0-9]_*.ipynb")):
+        if (notebook := student.fill_in(read_notebook(path), path.name[:2])) is not None:
+            pages.append(Page(folder / "exercises" / f"{path.name[:2]}_exercises.ipynb", EXERCISES, notebook))
+    return pages
+
+
+def text_page(path: Path, group: str) -> list[Page]:
+    """Page of a Markdown file, if there is one."""
+    if not path.is_file():
+        return []
+    return [Page(path, group, new_notebook(cells=[new_markdown_cell(path.read_text(encoding="utf-8"))]))]
+
+
+def modules(pages: Sequence[Page], root: Path) -> list[Page]:
+    """Pages of the modules of lgi that these pages link to, so that a name can be followed without a network."""
+    links = {
+        (page.source.parent / unquote(link)).resolve()
+        for page in pages
+        for cell in page.notebook.cells
+        if cell.cell_type == "markdown"
+        for link in re.findall(r"\]\(([^)\s#]+\.py)\b", cell.source)
+    }
+    found = []
+    for path in sorted(path for path in links if path.is_file() and path.is_relative_to(root / "lgi")):
+        title = new_markdown_cell(f"# {path.relative_to(root).as_posix()}")
+        code = new_code_cell(path.read_text(encoding="utf-8"), execution_count=1)
+        found.append(Page(path, SOURCE, new_notebook(cells=[title, code])))
+    return found
 
 
 def index(readme: Path, series: Sequence[Page]) -> Page:
     """First page: parts of README.md, and between them what the notebooks say of themselves, and their results."""
     start, *sections = re.split(r"(?m)^(?=## )", readme.read_text(encoding="utf-8"))
     cards = ["## The series"]
-    rows = ["## Results\n", "| | claim | paper | measured | verdict |", "|---|---|---|---|---|"]
+    rows = ["## Results\n", f"| | {' | '.join(RESULTS)} |", "|---" * (len(RESULTS) + 1) + "|"]
     for page in series:
         href = page.source.relative_to(readme.parent)
         about = page.notebook.cells[0].source.partition("\n")[2]
         # The run time up to its first comma; what it depends on is the notebook's to say.
         about = re.sub(r"(\*\*Run time:\*\* [^;,.]*).*", r"\1.", about, flags=re.DOTALL)
+        about = re.sub(r"\]\((?!https:|#)", f"]({href.parent.as_posix()}/", about)
         cards.append(f"### [{page.title}]({href})\n\n{about}")
         for output in (output for cell in page.notebook.cells for output in cell.get("outputs", [])):
             table = output.get("data", {}).get("text/markdown", "")
             if table.startswith("| claim | paper |"):
-                rows += [f"| [{page.number}]({href}#results) {row}" for row in table.splitlines()[2:]]
+                titles, _, *claims = (line.strip("| ").split(" | ") for line in table.splitlines())
+                for claim in claims:
+                    told = dict(zip(titles, claim, strict=True))
+                    cells = [f"[{page.number}]({href}#results)", *map(told.__getitem__, RESULTS)]
+                    rows.append(f"| {' | '.join(cells)} |")
     kept = [part for part in sections if part.partition("\n")[0].removeprefix("## ") in README_SECTIONS]
     parts = [start, "\n\n".join(cards), "\n".join(rows), *kept]
     return Page(readme, "", new_notebook(cells=[new_markdown_cell(part) for part in parts]))
@@ -198,7 +244,10 @@ class Book:
                 html, made = exporter.from_notebook_node(page.notebook, {"unique_key": f"figures/{page.source.stem}"})
             except Refusal as refusal:
                 raise Refusal(f"{page.source}: {refusal}") from refusal
-            for name, content in {page.name: html.encode(), **made.get("outputs", {})}.items():
+            files = {page.name: html.encode(), **made.get("outputs", {})}
+            if page.group == EXERCISES:
+                files[f"notebooks/{page.source.name}"] = nbformat.writes(page.notebook).encode()
+            for name, content in files.items():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / name).write_bytes(content)
             texts.append(html)
@@ -295,7 +344,10 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
     figure, cell = image.find_parent("figure"), image.find_parent(class_="cell")
     section = cell.find_previous(["h1", "h2", "h3"]).get_text()
     below, above = cell.find_next_sibling(class_="prose"), cell.find_previous_sibling(class_="prose")
-    first = below.find(True) if below else None
+    # Words that the cell itself has written below its figure come before the prose below the cell.
+    written = figure.find_next_sibling(class_="output")
+    written = written if written and written.select_one("p > em") else None
+    first = written.p if written else below.find(True) if below else None
     text = ""
     if first is not None and first.name == "p":
         text = opening(words(first))
@@ -304,10 +356,10 @@ def describe(image: Tag, soup: BeautifulSoup) -> tuple[str, str]:
             rest = words(first).removeprefix(words(start)).strip()
             text = f"{words(start)} {opening(rest)}".strip()
             # The last figure of the cell has it.
-            if figure is cell.find_all("figure")[-1] and cell.find_next_sibling() is below:
+            if figure is cell.find_all("figure")[-1] and (written or cell.find_next_sibling() is below):
                 caption = soup.new_tag("figcaption")
                 caption.extend(list(start.contents))
-                start.decompose()
+                (written or start).decompose()
                 figure.append(caption)
     if not text and above is not None:
         text = re.split(r"(?<=[^\W\d]{4}[.!?])\s", words(above.find_all(["p", "li"])[-1]))[-1]

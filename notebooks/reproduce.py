@@ -1,13 +1,16 @@
 """Execute the numbered notebooks in order with papermill, or renew their committed state.
 
-    python notebooks/reproduce.py                          the default run, the paper's: runs/default/, figures/
+    python notebooks/reproduce.py                          the default run, the paper's: runs/default/
     python notebooks/reproduce.py --params smoke           parameters of notebooks/params/NN_smoke.yaml: runs/smoke/
     python notebooks/reproduce.py --only 01,02 --run mine -p seed 3
     python notebooks/reproduce.py commit [--only 01]       format, execute by default, clean, write back to notebooks/,
-                                                           with the solutions of the same numbers
+                                                           with the solutions of the same numbers; figures to figures/
 
-What a notebook writes lies in runs/NAME/unfinished/ until it has run without fault, and then moves to runs/NAME/; until
-then, what an earlier run left there stays.
+A run writes its figures to runs/NAME/figures/ and nothing outside runs/: figures/ shows the committed state, and only
+commit renews it.
+
+What a notebook writes lies in runs/NAME/unfinished/ until it has run without fault, and then moves to
+runs/NAME/; until then, what an earlier run left there stays.
 
 Exit status: 0 all ran; 1 a notebook failed, or its results could not be written; 2 refused before anything ran; 130
 interrupted; 143 terminated. A notebook whose metadata says ``{"lgi": {"reproduce": false}}`` (an interactive one) is
@@ -34,6 +37,7 @@ from typing import Any
 import filelock
 import nbformat
 import papermill
+import psutil  # which ipykernel needs too
 import yaml
 import zmq
 from jupyter_client import KernelManager
@@ -150,6 +154,16 @@ def plan(
     return jobs
 
 
+def defaults(path: Path) -> dict[str, Any]:
+    """Values of the parameters cell; what is no literal, as text."""
+    values = {}
+    for name, parameter in papermill.inspect_notebook(path).items():
+        values[name] = parameter["default"]
+        with suppress(ValueError, SyntaxError):
+            values[name] = ast.literal_eval(parameter["default"])
+    return values
+
+
 def refuse_unknown(where: str, names: set[str], declared: Mapping[str, Any], *notebooks: Path) -> None:
     """Refuse names that are not declared."""
     if unknown := sorted(names - declared.keys()):
@@ -210,11 +224,23 @@ def connection() -> Iterator[dict[str, str]]:
         # In a folder of its own. By default they are in the current one, where two runs, or this one and the kernel of
         # one that was killed, would take each other's.
         with tempfile.TemporaryDirectory(prefix="lgi-", ignore_cleanup_errors=True) as sockets:
-            yield {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
+            try:
+                yield {"transport": "ipc", "ip": str(Path(sockets, "kernel"))}
+            finally:
+                end_kernels()
     else:
         # On Windows it must be ports, and recent kernels warn, in each run's output, of ports without encryption.
         can_encrypt = "transport_encryption" in KernelManager.class_trait_names() and zmq.has("curve")
         yield {"transport_encryption": "auto"} if can_encrypt else {}
+
+
+def end_kernels() -> None:
+    """Kill a kernel that was being started when somebody stopped this, before it misses its sockets and says so."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "ipykernel_launcher" in process.cmdline():
+                process.kill()
+                process.wait()
 
 
 # Else a kernel that is told to end in the middle of a word logs, as errors, that its sockets are gone.
@@ -320,6 +346,10 @@ def run_series(jobs: Sequence[tuple[Path, dict[str, Any]]], folder: Path, about:
         {"notebook": path.stem, "status": "skipped", "seconds": None, "headline": None, "parameters": parameters}
         for path, parameters in jobs
     ]
+    # For lgi.collect: what was left alone, and where this was computed.
+    provenance = artifacts.provenance(command=" ".join(["python", *sys.argv]))
+    for record, (path, _) in zip(records, jobs, strict=True):
+        record |= {"defaults": defaults(path), "provenance": provenance}
     runs = os.environ.get("LGI_RUNS")
     try:
         take_in(folder)
@@ -404,7 +434,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def publish_figures(names: set[str], source: Path, target: Path) -> None:
-    """Copy the figures of a complete default run to where they are committed."""
+    """Copy the figures of the default run to where they are committed."""
     for name in sorted(names):
         with artifacts.replacing(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
@@ -498,9 +528,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             jobs = plan(notebooks, args.params, args.overrides, args.run)
             figures = run_series(jobs, folder, {"run": args.run, "params": args.params})
             ok = figures is not None
-            if ok and args.action == "commit":
+            if figures is not None and args.action == "commit":
                 write_back(contents, folder)
-            if figures and args.run == DEFAULT_RUN and args.only is None:
                 publish_figures(figures, folder / "figures", args.notebooks.resolve().parent / "figures")
             if ok and solutions:
                 ok = renew_solutions(solutions, folder / "solutions")

@@ -633,6 +633,15 @@ _BY_MODULE: dict[str, list[tuple[str, str, str, str, Sequence[str]]]] = {
             ["test_studies.py::test_interval_covers_the_mean"],
         ),
     ],
+    "collection": [
+        (
+            "numbers of a failed run",
+            "a table shows the parameters of a run that has left no results",
+            'record.get("kept", record)',
+            "record",
+            ["test_a_row_for_each_notebook_of_a_run_and_for_each_study"],
+        ),
+    ],
     "studies": [
         (
             "chunks of any number",

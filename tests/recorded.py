@@ -39,12 +39,11 @@ SMOKE = (
     Tolerance("01_*/accuracy", 0.0, 0.015, "two of 143 images"),
     Tolerance("02_*", 1e-3, 1e-3, "fixed weights in single precision"),
     Tolerance("03_*/changes/straight/*", 0.0, 1e-3, "no solver takes part"),
-    Tolerance("03_*/changes/*, e*", 0.0, 1.0, "of two pairs, one change more or fewer in each"),
     Tolerance("03_*/changes/*", 0.0, 0.26, "mean number of changes over 12 pairs, and its interval: three changes"),
     Tolerance("03_*/saved/*", 0.0, 0.35, "difference of two such means"),
     Tolerance("03_*/near_chord/*", 0.0, 0.17, "two of 12 pairs"),
     Tolerance("03_*/certified/eq. 3", 0.0, 0.17, "two of 12 pairs"),
-    Tolerance("03_*/certified/*", 0.0, 1.0, "of two pairs"),
+    Tolerance("03_*/not_global/*", 0.0, 0.17, "two of 12 pairs"),
     Tolerance("03_*/vgg_noise/*", 1e-2, 0.0, "no solver takes part"),
     Tolerance("03_*/vgg/straight_length", 1e-3, 0.0, "no solver takes part"),
     # 0.988 to 1.036 of the recorded length on three processors.
@@ -64,7 +63,11 @@ SMOKE = (
 )
 
 # Not compared: sentences made of what is compared, timings, and where a result comes from on this machine.
-SMOKE_NOT_COMPARED = ("*/headline", "*seconds*", "03_*/vgg/source", "03_*/vgg/residual", "03_*/vgg/weights")
+# Nor what two pairs do in the noisy decoder's metrics, since each may end elsewhere: in the default run it is compared.
+SMOKE_NOT_COMPARED = (
+    *("*/headline", "*seconds*", "03_*/vgg/source", "03_*/vgg/residual", "03_*/vgg/weights"),
+    *("03_*/changes/*, e*", "03_*/certified/eq. 4", "03_*/certified/expected"),
+)
 
 # --- what the committed notebooks show --------------------------------------------------------------------------------
 
@@ -75,14 +78,22 @@ _COUNTED = "counted, and far from the next number"
 _TRAINED = "trained anew, where roundings grow from step to step"
 
 CELLS = (
-    Tolerance("03_geo*/*/pairs for which four starts*", 0.0, 1.0, _FEW_PAIRS),
-    Tolerance("03_geo*/*/chord #, straight #, shorter", 0.0, 0.2, _CLASSIFIER + ": 1.47 or 1.61"),
+    Tolerance("03_geo*/*/found from another start*", 0.0, 1.0, "a pair may lie at the limit of one percent"),
+    Tolerance("03_geo*/*/chord #, straight #, shorter", 0.0, 0.1, _CLASSIFIER),
     Tolerance("03_geo*/*/Fig. 3*", 0.0, 0.0, _COUNTED, digits=0),
-    Tolerance("03_geo*/*/from the *", 0.0, 0.15, _FEW_PAIRS),
-    Tolerance("03_geo*/*/the optimiser is not*", 0.0, 0.15, _FEW_PAIRS),
+    Tolerance("03_geo*/*/from the *", 0.0, 0.05, _CLASSIFIER + ": ten of 200 pairs"),
+    Tolerance("03_geo*/*/through the classifier, found*", 0.0, 5.0, "percent, ten of 200 pairs: " + _CLASSIFIER),
+    Tolerance("03_geo*/*/the optimiser is not*| measured", 0.0, 0.02, _CLASSIFIER + ": four of 200 pairs"),
     Tolerance("03_geo*/*/shorter, through the classifier*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
-    Tolerance("03_geo*/*/geodesics pass*", 0.0, 0.05, _CLASSIFIER + ": ten changes in 200 pairs"),
-    Tolerance("04_worst*/*maximal worse*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
+    Tolerance("03_geo*/*/geodesics pass*| measured", 0.0, 0.05, _CLASSIFIER + ": ten of 200 pairs"),
+    Tolerance("04_worst*/*maximal worst*", 0.0, 1.0, "percent of the starts: two directions can be nearly as bad"),
+    Tolerance("04_worst*/*the maximal eigenvector is*", 0.0, 0.0, "shares and means of 200 starts, by the last digit"),
+    Tolerance("06_original*/*verdicts that change:*", 0.0, 0.0, "percent, one of 30 pairs: " + _SIDES, digits=4),
+    Tolerance("06_original*/c27-*/mean improvement*", 0.0, 1.0, "percent, of 30 pairs one of which ends elsewhere"),
+    Tolerance("06_original*/c20-*| *", 2e-2, 0.0, "the smaller eigenvalue, in single precision"),
+    Tolerance("06_original*/*/spline basis*", 0.0, 0.0, _COUNTED, digits=0),
+    Tolerance("06_original*/*/two models*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
+    Tolerance("06_original*/c3[03]-*", 5e-2, 0.2, "percent, by an optimiser of large steps that is stopped on the way"),
     Tolerance("05_two*/*/comparable*| 20 pairs", 0.0, 5.0, "percent, one of 20 pairs: " + _SIDES),
     Tolerance("05_two*/*/comparable*60 pairs", 0.0, 3.5, "percent, two of 60 pairs: " + _SIDES),
     Tolerance("05_two*/*/comparable*", 0.0, 1.0, "percent, five of 500 pairs: " + _SIDES),
@@ -91,14 +102,13 @@ CELLS = (
     Tolerance("05_two*/*/difference (points)*", 0.0, 0.1, _SOLVER),
     Tolerance("05_two*/*/verdicts*", 0.0, 1.0, "percent, ten of 500 pairs: " + _SIDES),
     Tolerance("05_two*/*/some pairs are comparable*", 0.0, 0.0, "one of 20 pairs, by the last digit: " + _SIDES),
-    Tolerance("05_two*/c29-*/GAN | certified", 0.0, 0.07, "share of 60 pairs, four of them"),
-    Tolerance("05_two*/c29-*| certified", 0.0, 0.02, "share of 500 pairs or 100 samples, ten or two of them"),
-    Tolerance("05_two*/c29-*", 0.3, 0.0, "residuals of single pairs"),
-    Tolerance("06_original*/*/verdicts that change:", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
-    Tolerance("06_original*/*/comparison*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
-    Tolerance("06_original*/c27-*/mean improvement*", 0.0, 1.0, "percent, of 30 pairs one of which ends elsewhere"),
-    Tolerance("06_original*/*/spline basis*", 0.0, 0.0, _COUNTED, digits=0),
-    Tolerance("06_original*/*/two models*", 0.0, 3.5, "percent, one of 30 pairs: " + _SIDES),
+    Tolerance("05_two*/*/certified in both models*", 0.0, 0.0, "one of 20 pairs, by the last digit: " + _SIDES),
+    Tolerance("05_two*/*/improvements of two models can*", 0.0, 0.0, "one of 20 pairs, by the last digit: " + _SIDES),
+    Tolerance("05_two*/*/pairs that improve*", 0.0, 0.02, "means, ten of 500 pairs: " + _SIDES),
+    Tolerance("05_two*/*/similar improvements show*", 0.0, 0.01, "means and shuffling: " + _SIDES),
+    Tolerance("05_two*/c27-*/GAN | certified", 0.0, 0.07, "share of 60 pairs, four of them"),
+    Tolerance("05_two*/c27-*| certified", 0.0, 0.02, "share of 500 pairs or 100 samples, ten or two of them"),
+    Tolerance("05_two*/c27-*| 90 %*", 0.3, 0.0, "residuals of single pairs"),
     Tolerance("07_explore/*| digits, *", 0.0, 0.0, _COUNTED, digits=0),
     Tolerance("01_solutions/s03-*", 2e-2, 0.3, _TRAINED),
     Tolerance("01_solutions/s1[09]-*", 2e-2, 0.0, _TRAINED),
@@ -123,12 +133,17 @@ CELLS = (
     Tolerance("*", 1e-3, 0.0, "rounding in single precision, and the last digit printed"),
 )
 
-# Not compared: what depends on the files of the machine; and residuals of curves that are not certified (of the
-# GAN's every eighth is not), seen four times as large on another processor. By notebook and cell.
+# Not compared: times; what depends on the files of the machine, such as whether there are images of MNIST; residuals of
+# curves that are not certified (of the GAN's every eighth is not), seen four times as large on another processor. By
+# notebook and cell.
 CELLS_NOT_COMPARED = (
+    "04_worst*| seconds a sample",
+    "02_metric*/c14a-*/equation *",
+    "03_geo*/c06a-*/processor seconds*",
     "03_solutions/s07-*/probabilities* | median residual",
     "03_solutions/s11-*/0.* | median residual",
-    "05_two*/c29-*/GAN | 90 %*",
+    "05_two*/c27-*/GAN | 90 %*",
+    "05_two*/*/[*]Figure*",
     "01_train_vaes/c10-*",
     "01_train_vaes/c27-*",
     "01_train_vaes/c31-*",

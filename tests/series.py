@@ -18,8 +18,11 @@ folder = pathlib.Path(os.environ["LGI_RUNS"]) / run / "results"
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "NAME.json").write_text(json.dumps({"headline": f"seed {seed!r}, step {step!r}, sizes {sizes!r}"}))"""
 
+# As ruff wants it, since it is committed, too.
 FIGURE = """\
-import os, pathlib
+import os
+import pathlib
+
 figures = pathlib.Path(os.environ["LGI_RUNS"]) / run / "figures"
 figures.mkdir(parents=True, exist_ok=True)
 length = (figures / f"NAME_{seed}.png").write_text("drawn")"""

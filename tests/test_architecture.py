@@ -23,7 +23,7 @@ LAYERS = [
     {"metric"},
     {"features", "models", "datasets", "zoo"},
     {"solver"},
-    {"fingerprints", "statistics", "studies", "inversion"},
+    {"fingerprints", "statistics", "studies", "inversion", "collection"},
     {"directions", "algorithm1", "comparison"},
     {"training", "recipes"},
     {"plots"},
@@ -36,7 +36,7 @@ ONLY = {"paper": {"torch", "lgi.spline"}, "plots": {"torch", "numpy", "matplotli
 CONTRACT = {
     *("PullbackMetric", "curve_length", "curve_energy", "CubicBSpline", "load_model", "load_codes", "shorten"),
     *("certify", "SolverSettings", "worst_case_improvement", "compare_models", "invert", "load_study", "merge_studies"),
-    *("load_result", "slerp"),
+    *("load_result", "slerp", "collect"),
 }
 
 HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "IPython", "papermill"}
@@ -44,7 +44,7 @@ HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "
 # Lines of code, without docstrings, comments and blank lines: a module answers one question, and the package is thin.
 MODULE, CLASS = 350, 200
 # The goal is 4,200 and 8,000. That many there are: they rise by what a new capability needs, and else only fall.
-PACKAGE, TESTS = 6480, 11620
+PACKAGE, TESTS = 6618, 12095
 
 
 # Texts of the modules by dotted name: "metric.base" for metric/base.py, "metric" for metric/__init__.py, "" for lgi's.

@@ -55,7 +55,8 @@ def equations(path):
 def test_every_notebook_has_its_page(pages):
     expected = {f"{path.stem}.html" for path in sources()} | {"index.html"}
     expected |= {"instructor.html"} if (NOTEBOOKS / "instructor.md").exists() else set()
-    assert set(pages) == expected
+    expected |= {"glossary.html"}
+    assert {name for name in pages if not name.startswith("lgi_")} == expected
     assert "01_train_vaes.html" in expected
 
 
@@ -82,7 +83,7 @@ def test_the_font_has_what_equations_are_drawn_with(site, pages):
 
 def test_numbered_equations_have_their_number(pages):
     numbers = [number.get_text() for number in pages["02_metric_fields.html"].select(".equation > .number")]
-    assert numbers == ["(1)", "(2)", "(4)"]
+    assert numbers == ["(1)", "(2)", "(3)", "(4)"]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
@@ -107,7 +108,9 @@ def test_every_cell_and_output_is_there(pages, path):
     for cell, there in zip(cells, shown, strict=True):
         if cell.cell_type == "code":
             assert there.select_one(".highlight").get_text().strip() == cell.source.strip()
-            assert len(there.select(".output")) == len(cell.outputs)
+            # A caption that the cell has written belongs to its figure.
+            captions = [o for o in cell.outputs if o.get("data", {}).get("text/markdown", "").startswith("*Fig")]
+            assert len(there.select(".output")) == len(cell.outputs) - len(captions)
             assert all(output.get_text(strip=True) or output("img") for output in there.select(".output"))
 
 
@@ -286,6 +289,52 @@ def test_student_edition_has_no_solutions_and_no_links_to_them(tmp_path):
     assert "the answer" in text
     assert "solutions" not in text
     assert not any("SECRET" in path.read_text() for path in folder.glob("*.html"))
+
+
+def test_student_edition_has_exercises_to_fill_in(tmp_path):
+    cells = [new_markdown_cell("# 01 · Solutions"), new_markdown_cell("## Exercise 1\n\n> 1. Count.\n\nSECRET")]
+    cells.append(new_code_cell("n = 'SECRET'\nassert n", execution_count=1))
+    command = small(tmp_path)
+    write(Path(command[1]) / "solutions" / "01_solutions.ipynb", *cells)
+    assert book.main([*command, "--edition", "student"]) == 0
+    out = tmp_path / "out" / "book"
+    page = BeautifulSoup((out / "01_exercises.html").read_text(), "html.parser")
+    (link,) = page.select(".twin a[download]")
+    assert [cell.source for cell in nbformat.read(out / link["href"], 4).cells if cell.cell_type == "code"] == [
+        "# Compute: n\nraise NotImplementedError", "assert n"
+    ]  # fmt: skip
+    first = BeautifulSoup((out / "01_first.html").read_text(), "html.parser")
+    assert first.select_one(".twin a[href='01_exercises.html']")
+    assert not any("SECRET" in path.read_text() for path in out.rglob("*.*") if path.suffix in (".html", ".ipynb"))
+
+
+def test_the_glossary_of_the_series():
+    terms = re.split(r"^## ", (NOTEBOOKS / "glossary.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert 25 <= len(terms) <= 40
+    names = [term.partition("\n")[0] for term in terms]
+    assert names == sorted(set(names), key=str.lower)
+    assert all(re.search(r"\(\[\d\d\]\(\d\d_\w+\.ipynb\)\)$", term.strip()) for term in terms)
+
+
+def test_modules_that_are_linked_and_the_glossary_have_their_pages(tmp_path):
+    links = "[`lgi.shorten`](../lgi/solver/shortening.py), [`lgi`](../lgi/__init__.py), [word](glossary.md#a-word)"
+    command = small(tmp_path, new_markdown_cell(links))
+    folder, out = Path(command[1]), tmp_path / "out" / "book"
+    (folder / "glossary.md").write_text("# Glossary\n\n## A word\n\nSee [01](01_first.ipynb).\n")
+    (folder.parent / "lgi" / "solver").mkdir(parents=True)
+    for name in ("__init__", "solver/shortening", "solver/other"):
+        (folder.parent / "lgi" / f"{name}.py").write_text(f"name = '{name}'  # $x$ < 1\n")
+    for edition in ("full", "student"):
+        assert book.main([*command, "--edition", edition]) == 0
+        first = BeautifulSoup((out / "01_first.html").read_text(), "html.parser")
+        found = [link["href"] for link in first.select(".prose a") if not link.has_attr("class")]
+        assert found == ["lgi_solver_shortening.html", "lgi___init__.html", "glossary.html#a-word"]
+        module = BeautifulSoup((out / found[0]).read_text(), "html.parser")
+        assert module.select_one(".highlight").get_text().strip() == "name = 'solver/shortening'  # $x$ < 1"
+        assert module.h1.get_text() == "lgi/solver/shortening.py"
+        assert not (out / "lgi_solver_other.html").exists()
+    (folder.parent / "lgi" / "__init__.py").unlink()
+    assert book.main(command) == 2
 
 
 def test_headings_of_the_same_name_have_their_own_anchors(tmp_path):

@@ -6,10 +6,12 @@ import math
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -25,21 +27,23 @@ from browser import TIMEOUT, chromium
 from matplotlib.backend_bases import MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell
 
 import lgi
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "07_explore.ipynb"
 SOURCES = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
 (DECISION,) = [k for k, source in enumerate(SOURCES) if source.startswith("on_server")]
+(EXPERIMENTS,) = [k for k, source in enumerate(SOURCES) if source.startswith("two, seven")]
 
 
 @pytest.fixture(scope="module")
 def names():
-    """What the notebook defines up to the cell that starts the widgets, with a coarse field."""
+    """What the notebook defines up to its experiments, with a coarse field."""
     found = {}
     with mpl.rc_context(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(plt, "show", lambda: None)
-        for source in SOURCES[:DECISION]:
+        for source in SOURCES[:EXPERIMENTS]:
             exec(compile(source, "07_explore.ipynb", "exec"), found)
             found |= {"resolution": 15} if "resolution" in found else {}
         yield found
@@ -145,6 +149,19 @@ def drawn(explorer):
     return len(curves), explorer.axes["speed"].get_visible(), sum(images)
 
 
+def test_the_widgets_are_the_last_cell():
+    """What comes behind them would run before they answer."""
+    assert len(SOURCES) == DECISION + 1
+    assert nbformat.read(NOTEBOOK, 4).cells[-1].source == SOURCES[DECISION]
+
+
+def test_what_is_computed_is_announced_first(explorer, names):
+    click(explorer, *TWO_POINTS)
+    assert [hint for hint, _ in explorer.say[-2:]] == [names["COMPUTING"], names["HINTS"][2]]
+    explorer.choose(model="vae2")
+    assert [hint for hint, _ in explorer.say[-2:]] == [names["COMPUTING"], names["HINTS"][0]]
+
+
 def test_two_clicks_draw_and_the_third_starts_anew(explorer):
     assert drawn(explorer) == NOTHING
     assert "where does the line start" in explorer.say[-1][0]
@@ -242,12 +259,22 @@ def ipympl():
 # ipympl's own, of its toolbar.
 @pytest.mark.filterwarnings("ignore:Passing unrecognized arguments:DeprecationWarning")
 def test_widgets_act_on_the_figure(names, ipympl, monkeypatch):
-    shown = []
+    shown, canvases = [], []
+    new = ipympl.backend_nbagg.Canvas
+    monkeypatch.setattr(ipympl.backend_nbagg, "Canvas", lambda figure: canvases.append(new(figure)) or canvases[0])
     monkeypatch.setitem(names, "display", shown.append)
     names["explore"]()
-    ((choices, (random_pair, reset, status), told, canvas),) = [
-        [row.children if hasattr(row, "children") and row.children else row for row in box.children] for box in shown
+    (box,), (canvas,) = shown, canvases
+    (choices, (random_pair, reset, status), told, still) = [
+        row.children if hasattr(row, "children") and row.children else row for row in box.children
     ]
+    # As long as the browser has not been answered: a picture of the size of the canvas.
+    assert "busy" in status.value
+    width, height = struct.unpack(">II", bytes(still.value)[16:24])
+    assert (still.layout.width, still.layout.height) == (f"{width}px", f"{height}px")
+    assert [width, height] == pytest.approx(100 * np.array(names["SIZE"]), abs=1)
+    canvas._handle_custom_msg({"type": "initialized"}, [])
+    assert box.children[-1] is canvas
     assert "where does the line start" in status.value
     random_pair.click()
     assert "length: straight" in told.value
@@ -295,6 +322,9 @@ def test_widgets_are_shown_where_somebody_can_click(interactive, server, install
 # --- in JupyterLab ----------------------------------------------------------------------------------------------------
 
 CANVAS = ".jupyter-matplotlib-canvas-div canvas"
+STILL = "img.widget-image"
+BUSY = "busy"  # the notebook with a cell behind its widgets, which waits until a file is there
+WAIT = "while not os.path.exists('go'):\n    time.sleep(0.1)"
 FEATURE_MAPS = ("none", "class logits", "class probabilities")
 BUDGET = 0.5  # seconds an update, issue 7
 UPDATES, ROUNDS = 5, 3
@@ -309,7 +339,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Address of a JupyterLab that serves a copy of the notebook, with settings of its own."""
+    """Address of a JupyterLab with settings of its own, that serves copies; and the file that ends their waiting."""
     tmp_path = tmp_path_factory.mktemp("lab")
     settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
@@ -317,6 +347,9 @@ def lab(tmp_path_factory):
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
     (tmp_path / "notebooks").mkdir()
     shutil.copy(NOTEBOOK, tmp_path / "notebooks")
+    busy = nbformat.read(NOTEBOOK, 4)
+    busy.cells.append(new_code_cell(WAIT))
+    nbformat.write(busy, tmp_path / "notebooks" / f"{BUSY}.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -339,7 +372,8 @@ def lab(tmp_path_factory):
                 except OSError:
                     assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                     time.sleep(0.5)
-            yield f"{address}/lab/tree/{NOTEBOOK.name}?token=explore"
+            # A workspace each: in a common one the second page would show both notebooks.
+            yield f"{address}/lab/workspaces/{{0}}/tree/{{0}}.ipynb?token=explore", tmp_path / "notebooks" / "go"
         finally:
             server.terminate()
 
@@ -403,24 +437,54 @@ class Page:
             self.after(lambda: select.select_option(label=value))
 
 
-@pytest.fixture(scope="module")
-def page(browser, lab):
+@contextmanager
+def run_all(browser, address):
+    """A page on which "Run All Cells" has just been chosen."""
     with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
         page.set_default_timeout(TIMEOUT)
         page.add_init_script(WATCH)
-        page.goto(lab)
+        page.goto(address)
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-        failures = page.locator("[data-mime-type='application/vnd.jupyter.error']")
-        page.locator(CANVAS).or_(failures).first.wait_for(state="attached")
-        assert failures.all_inner_texts() == []
-        # Only when all cells have run does the kernel answer the canvas.
+        yield page
+
+
+def shows(page, selector):
+    """Wait for something; no cell may have failed."""
+    failures = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+    page.locator(selector).or_(failures).first.wait_for(state="attached")
+    assert failures.all_inner_texts() == []
+    return page.locator(selector).first
+
+
+@pytest.fixture(scope="module")
+def page(browser, lab):
+    with run_all(browser, lab[0].format(NOTEBOOK.stem)) as page:
+        shows(page, CANVAS)
         page.wait_for_function("selector => document.querySelector(selector).width > 0 && seen.picture > 0", arg=CANVAS)
         page.locator(CANVAS).first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)
         page.evaluate(WATCH_WORDS)
         yield Page(page)
+
+
+@pytest.mark.slow
+def test_the_plane_has_its_size_while_the_kernel_is_busy(browser, lab, names):
+    address, go = lab
+    with run_all(browser, address.format(BUSY)) as page:
+        still = shows(page, STILL)
+        page.locator(".widget-html-content", has_text="The kernel is busy").wait_for(state="attached")
+        page.wait_for_function("selector => document.querySelector(selector).complete", arg=STILL)
+        size = [still.evaluate(f"image => image.getBoundingClientRect().{side}") for side in ("width", "height")]
+        assert size == pytest.approx([100 * inches for inches in names["SIZE"]], abs=2)
+        assert page.locator(CANVAS).count() == 0
+        go.touch()
+        shows(page, CANVAS)
+        page.locator(".widget-html-content", has_text="where does the line start").wait_for(state="attached")
+        page.wait_for_function("selector => document.querySelector(selector).width > 0 && seen.picture > 0", arg=CANVAS)
+        box = page.locator(CANVAS).first.bounding_box()
+        assert [box["width"], box["height"]] == pytest.approx(size, abs=2)
 
 
 @pytest.mark.slow

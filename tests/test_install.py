@@ -1,6 +1,7 @@
 """What an installation gets: from a wheel, without the repository; by conda; by the lock; and of which version."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -142,6 +143,15 @@ def test_conda_environment_installs_the_same():
     assert nested == {"pip": ["--require-hashes", "--requirement requirements.lock"]}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "conda env create -f environment.yml && conda run -n lgi pip install --no-deps --editable ." in readme
+
+
+def test_one_click_starts_do_what_readme_says():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["postCreateCommand"] == "make install TORCH=cpu"
+    assert all((ROOT / file).exists() for file in container["customizations"]["codespaces"]["openFiles"])
+    after = ROOT / "postBuild"
+    assert os.access(after, os.X_OK)
+    assert after.read_text(encoding="utf-8").endswith("pip install --no-deps --editable .\n")
 
 
 def test_lock_pins_every_direct_dependency():

@@ -27,6 +27,7 @@ OUTPUT_TYPES = {"text/plain", "text/html", "text/markdown", "text/latex", "image
 # "nbval-ignore-output": numbers that are compared within the tolerances of recorded.py.
 COMPARED = {"exact", "nbval-ignore-output"}
 TAGS = {"parameters", "checks"} | COMPARED
+VERDICTS = {"reproduced", "partly reproduced", "not reproduced", "refuted", "not testable"}
 LOCAL_PATH = re.compile(r"(?<![\w.~/<-])/(?:work|home|tmp|root|Users|private|mnt|opt|usr|var|content)\b|\b[A-Z]:\\")
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 
@@ -163,6 +164,64 @@ def has_the_closing_sections(notebook):
         assert any(re.match(rf"#+ .*\b{name}\b", line) for line in headings), f"no section {name}"
 
 
+def prose(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def section(notebook, heading):
+    """Text of a section up to the next heading of its level."""
+    found = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", prose(notebook), re.MULTILINE | re.DOTALL)
+    assert found, f"no section {heading}"
+    return found[1].strip()
+
+
+def has_verdicts_by_rule(notebook):
+    """README, "Results", says what the words mean."""
+    for output in outputs(notebook):
+        table = output.get("data", {}).get("text/markdown", "")
+        if table.startswith("| claim |"):
+            titles, _, *rows = (line.strip("| ").split(" | ") for line in table.splitlines())
+            assert titles == ["claim", "paper", "criterion", "measured", "verdict"]
+            assert {len(row) for row in rows} == {5}, "a cell is empty, or has a bar in it"
+            assert {row[-1] for row in rows} <= VERDICTS, "another word for a verdict"
+
+
+def says_what_one_learns(notebook):
+    for fact in ("Paper", "Run time"):
+        assert re.search(rf"^\*\*{fact}:\*\* ", notebook.cells[0].source, re.MULTILINE)
+    assert re.search(r"\*\*Paper:\*\*[^\n]*(\n[^\n]+)*\]\(https://", notebook.cells[0].source), "no link to the paper"
+    goals = notebook.cells[0].source.partition("**After this notebook you can**")[2]
+    assert 3 <= len(re.findall(r"^[-*] \S", goals, re.MULTILINE)) <= 4
+    assert section(notebook, "What you should now be able to say")
+
+
+def leads_on(notebook):
+    line = re.compile(r"^(?=.*\[Glossary\]\(glossary\.md\))(Previous|Next): \[.+$", re.MULTILINE)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]  # 07 ends with its widgets
+    first, last = (line.findall(text) for text in (texts[0], texts[-1]))
+    assert len(first) == len(last) == 1, "Previous and Next in the first text and in the last one"
+
+
+def has_references(notebook):
+    items = re.findall(r"^(?:[-*]|\d+\.) (\S.+(?:\n +\S.*)*)", section(notebook, "References"), re.MULTILINE)
+    assert items
+    assert any("https://" in item for item in items)
+    assert all(re.search(r"\b(19|20)\d\d\b", item) for item in items), "a work without its year"
+
+
+def explains_its_code(notebook):
+    """A reason or an idea in most code cells, in a line of its own."""
+    cells = [cell for cell in code_cells(notebook)[1:] if len(cell.source.splitlines()) > 5]
+    commented = [cell for cell in cells if re.search(r"^ *# \S", cell.source, re.MULTILINE)]
+    assert 2 * len(commented) >= len(cells), f"{len(commented)} of {len(cells)} cells of over five lines have a comment"
+
+
+def links_the_source(notebook):
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose(notebook)) if "://" not in link]
+    assert [link for link in links if link and not (NOTEBOOKS / link).exists()] == [], "links to nothing"
+    assert any(link.startswith("../lgi/") for link in links), "no link to the source of a name of lgi"
+
+
 def is_small(notebook):
     assert len(nbformat.writes(notebook).encode()) < 1.5e6
 
@@ -177,17 +236,37 @@ PARAMETERS = """\
 run: str = "default"  # name of the run
 device: str = "auto"  # cpu, cuda or auto
 sizes: list[int] = [1, 2]  # of the layers"""
+NEXT = "Previous: [01 Train](01_train_vaes.ipynb) · [Glossary](glossary.md)"
+TITLE = f"""\
+# Title
+
+**Paper:** section 2 of [the paper](https://a.b). **Figure:** 1.
+
+**Run time:** none.
+
+**After this notebook you can**
+
+- draw,
+- measure,
+- say.
+
+{NEXT}"""
+TABLE = """\
+| claim | paper | criterion | measured | verdict |
+|---|---|---|---|---|
+| it is three | 3 | equal | 3 | reproduced |"""
 
 
 def good():
     """A notebook that passes every check."""
     cells = [
-        new_markdown_cell("# Title"),
+        new_markdown_cell(TITLE),
         new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
-        *[new_markdown_cell("Why, in words, a/b and 3 </p>.") for _ in range(14)],
+        *[new_markdown_cell("Why, in words, a/b and 3 </p>, by [`lgi.slerp`](../lgi/spline.py).") for _ in range(14)],
         new_code_cell(
-            "x = 3\nx",
+            "# Three, the least that is asked for.\nx = 3\nif x:\n    pass\n\nx",
             outputs=[
+                new_output("display_data", data={"text/markdown": TABLE}),
                 new_output("execute_result", data={"text/plain": "3", "image/png": "QUJD"}, execution_count=2),
                 new_output("stream", name="stdout", text="L = 1.23\n"),
             ],
@@ -195,7 +274,8 @@ def good():
         ),
         new_code_cell("assert x == 3", metadata={"tags": ["checks"]}),
         new_markdown_cell("## Deviations from the paper"),
-        new_markdown_cell("## Exercises\n1. Draw it."),
+        new_markdown_cell("## What you should now be able to say\n\nThree.\n\n## Exercises\n1. Draw it."),
+        new_markdown_cell(f"## References\n\n- Somebody, *Title*, 2021, [arXiv](https://a.b).\n\n{NEXT}"),
     ]
     for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), start=1):
         cell.execution_count = count
@@ -262,7 +342,7 @@ BAD = [
     (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"default"', '"mine"'))),
     (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"auto"', '"cuda"'))),
     (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\np: int = 0  # help" * 10)),
-    (has_the_size_of_a_chapter, lambda notebook: notebook.cells.pop(2)),
+    (has_the_size_of_a_chapter, lambda notebook: notebook.cells.__delitem__(slice(2, 4))),
     (has_the_size_of_a_chapter, lambda notebook: notebook.cells.extend(16 * [new_markdown_cell("more")])),
     (has_short_code_cells, set_cell(16, source="x = 3\n" * 26)),
     (has_no_empty_cell, set_cell(16, source=" \n")),
@@ -275,6 +355,19 @@ BAD = [
     (checks_itself, set_cell(17, source="assert (x == 4, 'x is 4')")),
     (has_the_closing_sections, set_cell(18, source="Deviations")),
     (has_the_closing_sections, set_cell(19, source="## Outlook")),
+    (has_verdicts_by_rule, add_display("text/markdown", TABLE.replace("reproduced", "it runs"))),
+    (has_verdicts_by_rule, add_display("text/markdown", TABLE.replace("| equal ", "|"))),
+    (has_verdicts_by_rule, add_display("text/markdown", TABLE.replace("criterion", "rule"))),
+    (says_what_one_learns, set_cell(0, source=TITLE.replace("](https://a.b)", "]"))),
+    (says_what_one_learns, set_cell(0, source=TITLE.replace("- say.", ""))),
+    (says_what_one_learns, set_cell(19, source="## Exercises\n1. Draw it.")),
+    (leads_on, set_cell(0, source=TITLE.replace(NEXT, ""))),
+    (leads_on, set_cell(20, source="## References")),
+    (has_references, set_cell(20, source=f"## References\n\n{NEXT}")),
+    (has_references, set_cell(20, source="## References\n\n- Somebody, [arXiv](https://a.b)")),
+    (explains_its_code, set_cell(16, source="x = 3\n" * 6)),
+    (links_the_source, lambda notebook: [cell.update(source="Why?") for cell in notebook.cells[2:16]]),
+    (links_the_source, set_cell(2, source="[gone](../lgi/gone.py)")),
     (is_small, add_display("image/png", "A" * 1_500_000)),
     (has_known_tags, set_cell(16, metadata=nbformat.from_dict({"tags": ["raises-exception"]}))),
     (has_known_tags, set_cell(16, metadata=nbformat.from_dict({"tags": ["nbval-ignore-outputs"]}))),

@@ -7,6 +7,8 @@ import torch
 from faults import FAULTS
 from readme import ROOT, generated
 
+import lgi
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -80,7 +82,18 @@ def test_numpy_with_its_jacobian():
     names = shown(5)
     expected = torch.diag_embed(torch.stack([1 + names["z"][:, 0] ** 2, torch.ones(10)], dim=1))
     assert (names["M"] - expected).abs().max() < 1e-12
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
+
+
+def test_one_table_of_many_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    metric = lgi.PullbackMetric(lambda z: torch.cat([z, z.sin()], dim=1), latent_dim=2)
+    for step in (0.5, 1.0):
+        lgi.worst_case_improvement(metric, 2, step_size=step, folder=f"runs/step{step}", progress=False)
+    means = shown(6)["means"]
+    assert means.index.tolist() == [0.5, 1.0]
+    assert means.loc[1.0, 0] >= 0
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8").count("\n") == 3
 
 
 def test_links_lead_somewhere():

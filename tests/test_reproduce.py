@@ -222,16 +222,19 @@ def test_a_run_that_was_killed_while_it_moved_its_files_is_put_in_order(series):
     assert not (series.default / ".new").exists()
 
 
-def test_only_a_complete_default_run_renews_the_figures(series):
+def test_a_run_writes_into_its_folder_alone_and_commit_renews_the_figures(series):
     series.write("01_a", FIGURE)
     series.write("02_b", FIGURE)
-    assert series.run("--only", "01") == 0
-    assert series.run("-p", "seed", "1", "--only", "01") == 0
-    assert not series.figures.exists()
-    old = series.default / "figures" / "old.png"
-    old.write_text("of an earlier version")
-    assert series.run() == 0
-    assert sorted(path.name for path in series.figures.iterdir()) == ["01_a_0.png", "02_b_0.png"]
+    project = series.folder.parent
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    for options in ([], ["-p", "seed", "1", "--only", "01"]):
+        assert series.run(*options) == 0
+        assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in series.default.glob("figures/*")) == ["01_a_0.png", "02_b_0.png"]
+    (series.default / "figures" / "old.png").write_text("of an earlier version")
+    for only, figures in ((["--only", "02"], ["02_b_0.png"]), ([], ["01_a_0.png", "02_b_0.png"])):
+        assert series.run("commit", *only) == 0
+        assert sorted(path.name for path in series.figures.iterdir()) == figures
 
 
 @pytest.mark.skipif(not zmq.has("ipc"), reason="kernels are reached by ports here")

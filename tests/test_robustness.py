@@ -151,7 +151,7 @@ def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, err
     (series.figures / "01_a_0.png").write_text("of yesterday", encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr(reproduce.shutil, "copyfile", copyfile)
-        assert series.run() == 1
+        assert series.run("commit") == 1
     out, err = capsys.readouterr()
     assert f"written to {series.default}" in out
     assert err.count("\n") == 1

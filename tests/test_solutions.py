@@ -18,7 +18,7 @@ EXERCISE = re.compile(r"^(\d+)\. .*?(?=^\d+\. |\Z)", re.MULTILINE | re.DOTALL)
 def exercises(notebook):
     """Texts of the exercises at the end of a notebook of the series, by number."""
     text = next(cell.source for cell in reversed(notebook.cells) if re.search(r"^## Exercises$", cell.source, re.M))
-    text = text.partition("## Exercises")[2].strip()
+    text = re.split(r"^## ", text.partition("## Exercises")[2], flags=re.MULTILINE)[0].strip()
     return {int(item[1]): item[0].strip() for item in EXERCISE.finditer(text)}
 
 
@@ -166,6 +166,8 @@ def test_bad_solutions_are_found(check, spoil):
 OF_A_CHAPTER = {
     *(series.has_parameters_that_papermill_reads, series.has_the_size_of_a_chapter, series.has_short_code_cells),
     *(series.begins_with_its_title, series.checks_itself, series.has_the_closing_sections),
+    *(series.has_verdicts_by_rule, series.says_what_one_learns, series.leads_on, series.has_references),
+    *(series.explains_its_code, series.links_the_source),
 }
 CLEAN = [check for check in series.CHECKS if check not in OF_A_CHAPTER]
 

@@ -1,5 +1,6 @@
 """notebooks/sweeps/Snakefile on one machine: shards, merging, and notebook 04 on the result once there is one."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -38,6 +39,9 @@ def test_two_shards_are_merged(tmp_path):
     about = {"model": "vae2", "std": "rbf", "feature_map": None}
     assert kept == {"seed": 3, "step_size": 0.5, "about": about}
     assert merged.settings["solver"]["n_control"] == 5
+    (row,) = csv.DictReader((tmp_path / "the runs" / "sweep.csv").read_text(encoding="utf-8").splitlines())
+    assert (row["run"], row["notebook"], row["parameters.seed"]) == ("sweep_vae2_seed3_step0.5", "study", "3")
+    assert float(row["results.mean"]) == pytest.approx(merged.mean)
 
 
 def test_networks_of_a_model_by_name(tmp_path):

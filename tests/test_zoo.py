@@ -102,17 +102,17 @@ def test_published_models(seed):
 @pytest.mark.needs_mnist
 def test_recorded_evaluation_of_the_published_models_is_true():
     splits = [datasets.load("mnist", split) for split in ("train", "validation", "test")]
-    for name, recipe in recipes.PUBLISHED.items():
+    for name, recipe in list(recipes.PUBLISHED.items())[::4]:  # the first and the last
         _, validation, test = (part.images for part in recipes.images_of(recipe, splits))
         recorded, of = recipes.train_or_load(name).record["evaluation"], {"seed": recipe.training.seed}
         for kind in ("constant", "rbf"):
-            again = training.evaluate(lgi.load_model("published", std=kind, **of), test, n_samples=2)
-            assert again.elbo.mean().item() == pytest.approx(recorded[f"{kind}_elbo"], rel=2e-3, abs=2)
+            again = training.evaluate(lgi.load_model("published", std=kind, **of), test, n_samples=10)
+            assert again.elbo.mean().item() == pytest.approx(recorded[f"{kind}_elbo"], rel=1e-4, abs=0.1)
         codes, z = lgi.load_codes("published", **of), lgi.load_model("published", **of).encoder(test)[0]
         torch.testing.assert_close(z, codes.z, rtol=1e-2, atol=1e-2)
         evaluation = recipes.fit_or_load_rbf(name).record["evaluation"]
-        again = training.evaluate(lgi.load_model("published", bandwidth=0.6, **of), validation, n_samples=2)
-        assert again.elbo.mean().item() == pytest.approx(evaluation["k8.c0.6"]["elbo"], rel=5e-3, abs=2)
+        again = training.evaluate(lgi.load_model("published", bandwidth=0.6, **of), validation, n_samples=5)
+        assert again.elbo.mean().item() == pytest.approx(evaluation["k8.c0.6"]["elbo"], rel=1e-4, abs=0.1)
 
 
 @pytest.mark.parametrize("name", zoo.CODES)

@@ -110,9 +110,9 @@ def series(folder):
 
 
 def finished(folder):
-    """Results, executed notebooks and figures of a series, the pictures that were published, and the summary."""
+    """Results, executed notebooks and figures of a series, and the summary."""
     run = folder / "runs" / "default"
-    kept = [*run.glob("*.ipynb"), *run.glob("results/*"), *run.glob("figures/*"), *(folder / "figures").glob("*")]
+    kept = [*run.glob("*.ipynb"), *run.glob("results/*"), *run.glob("figures/*")]
     return {path: path.read_bytes() for path in [*kept, run / "summary.json"]}
 
 
@@ -438,7 +438,7 @@ def series_killed(folder, draw):
     write_series(folder / "notebooks")
     assert end(start(lambda: series(folder))) == 0
     before = finished(folder)
-    assert len(before) == 9
+    assert len(before) == 7
     while True:
         event = draw.randrange(1, 40)
         status = end(start(killed_at(event, lambda: series(folder))))
