@@ -15,7 +15,7 @@ from lgi.metric.base import check_metric
 from lgi.metric.lengths import Polyline
 from lgi.solver.energy import Basis, Energy, Sample, free
 from lgi.solver.grid import Grid, constant, interpolation
-from lgi.solver.products import Average, conjugate_gradients, middles, norm_product, stiffness
+from lgi.solver.products import Average, residual_by_products
 from lgi.solver.refinement import Level
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm, relative_eigh
@@ -36,8 +36,6 @@ _DEGREE, _MOST_SPANS = 6, 64
 _MOST_COORDINATES = 1 << 12
 # Above it, a metric costs more forward passes than a curve should; products with it, some ten.
 _MOST_DIMENSIONS = 200
-# A squared residual is known when so many products add relatively no more than this to it.
-_WANTED, _DELAY, _MOST_PRODUCTS = 0.05, 5, 200
 # Float64 numbers of matrices kept at a time.
 _MOST_VALUES = 1 << 25
 
@@ -292,7 +290,7 @@ def _told(
 
 
 def projected_gradient(
-    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, average: Average | None = None
 ) -> tuple[Tensor, Norm | None]:
     """Relative projected gradient (c,) of curves sampled on a level's measuring grid, and the norm it is taken in.
 
@@ -302,7 +300,11 @@ def projected_gradient(
     """
     gradient = sample.gradient(energy.basis(level.measuring, level.knots))
     if not has_matrices(energy, level.grid):
-        return _by_products(energy, level, at, gradient, sample.energy), None
+        points = at(level.grid)[0]
+        if average is None:
+            average = Average.of(energy, points[:, points.shape[1] // 2])
+        basis = energy.basis(level.grid, level.knots)
+        return residual_by_products(energy, level.grid, basis, points, gradient, sample.energy, average)[0], None
     points = at(level.weighing)[0]
     I = constant(interpolation(level.weighing, level.grid, linearly=True), energy.device)
     M = torch.einsum("pk,ckab->cpab", I, energy.tensor(points))
@@ -313,26 +315,6 @@ def projected_gradient(
 def has_matrices(energy: Energy, grid: Grid) -> bool:
     """Whether second derivatives and norms of curves on a grid are made; else they are products."""
     return len(grid.t) * energy.d <= _MOST_COORDINATES and energy.d <= _MOST_DIMENSIONS
-
-
-def _by_products(energy: Energy, level: Level, at: Callable[[Grid], Basis], gradient: Tensor, known: Tensor) -> Tensor:
-    """Relative projected gradient (c,) from the gradient (c, f) and the energy, by conjugate gradients.
-
-    They approach it from below; the last iterations tell how closely.
-    """
-    points, basis = at(level.grid)[0], energy.basis(level.grid, level.knots)
-    average = Average.of(energy, points[:, middles(points.shape[1])])
-    inverse = torch.linalg.inv(stiffness(level.grid, basis))
-    found = conjugate_gradients(
-        lambda some: norm_product(energy, level.grid, basis, points[some]),
-        lambda some, x: average[some].solve(inverse, x),
-        gradient,
-        radius=torch.full_like(known, torch.inf),
-        wanted=_WANTED,
-        delay=_DELAY,
-        most=_MOST_PRODUCTS,
-    )
-    return (found.decrease / known.clamp_min(torch.finfo(known.dtype).tiny)).sqrt()
 
 
 def length_error(sample: Sample, coarse: Tensor) -> Tensor:

@@ -1,56 +1,69 @@
-"""Conjugate gradients for many curves at once, with products in place of matrices that no memory holds."""
+"""Krylov spaces of many curves at once, from products in place of matrices that no memory holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lgi.metric.batching import eigh
 from lgi.solver.energy import Basis, Energy, free
 from lgi.solver.grid import Grid, constant
-from lgi.solver.rows import Rows
+from lgi.solver.rows import Rows, located
 from lgi.solver.steps import factorised
 
 # Products (l, f) with the matrices of some curves.
 Product = Callable[[Tensor], Tensor]
-# What is added to it, in units of its mean diagonal, where rounding leaves more of it than of the metric.
+# What is added to the metric, in units of its mean diagonal, where rounding leaves more of it than of the metric.
 _RIDGE = 1e-4
+# Of a first step, by which the curve is left where second derivatives are known.
+_DAMPING = 0.1
 # A product is made of graphs that are built anew where so small a part of their curves is left.
 _LEFT = 0.7
+# A squared residual is known when four more products add relatively so little to it, or when it took so many.
+_WANTED, _MOST = 0.05, 100
+# After so many products each it is asked whether a space is large enough.
+_ASKED = 4
 
 
 @dataclass(eq=False)
 class Average(Rows):
-    """``2 K x M`` of c curves, were the metric everywhere its average M; K is the stiffness of a spline."""
+    """``P = 2 K x M`` of c curves, as if the metric were M all along them; K is the stiffness of their splines."""
 
-    factor: Tensor  # (c, d, d), Cholesky factor of M with a ridge
-    size: Tensor  # (c,), mean diagonal of M
+    inverse: Tensor  # (c, d, d), of the Cholesky factor L of M with a ridge, in the dtype of the curves
+    damping: Tensor  # (c,), of the steps of a search, in parts of P
 
     @classmethod
     def of(cls, energy: Energy, points: Tensor) -> Average:
-        """From the metric at some points (c, k, d) of each curve, one after the other: they take memory."""
-        M = torch.stack([energy.tensor(z[:, None])[:, 0] for z in points.unbind(1)]).mean(0)
-        size = M.diagonal(dim1=-2, dim2=-1).mean(-1)
-        ridge = _RIDGE * size[:, None, None] * torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-        return cls(factorised(M + ridge)[0], size)
+        """From the metric at a point (c, d) of each curve."""
+        parts = []
+        for point in points.split(energy.n_curves(1)):
+            M = energy.tensor(point[:, None])[:, 0]
+            size = M.diagonal(dim1=-2, dim2=-1).mean(-1)
+            identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+            factor = factorised(M + _RIDGE * size[:, None, None] * identity)[0]
+            inverse = torch.linalg.solve_triangular(factor, identity, upper=False).to(energy.dtype)
+            parts.append(cls(inverse, torch.full_like(size, _DAMPING)))
+        return cls.joined(parts)
 
-    def solve(self, inverse: Tensor, x: Tensor) -> Tensor:
-        """``(2 K x M)^-1 x`` (l, f), with the inverse of K."""
-        columns = (inverse @ x.unflatten(1, (len(inverse), -1))).mT
-        return torch.cholesky_solve(columns, self.factor).mT.flatten(1) / 2
+    def whitened(self, root: Tensor, gradient: Tensor) -> Tensor:
+        """``P^(-1/2) g`` (l, f) for gradients (l, f), with the inverse of the Cholesky factor of K."""
+        g = (root @ gradient.unflatten(1, (len(root), -1)) / 2**0.5).to(self.inverse)
+        return (g @ self.inverse.mT).double().flatten(1)
+
+    def coloured(self, root: Tensor, x: Tensor) -> Tensor:
+        """``P^(-T/2) x`` (l, f), the variations of which x (l, f) are the coordinates, in which P is the identity."""
+        x = (root.T @ x.unflatten(1, (len(root), -1)) / 2**0.5).to(self.inverse)
+        return (x @ self.inverse).double().flatten(1)
 
 
-def middles(n: int) -> Tensor:
-    """Which of n nodes an average metric is made of: three, evenly between the ends."""
-    return torch.linspace(0, n - 1, 5).round().long()[1:-1]
-
-
-def stiffness(grid: Grid, basis: Basis) -> Tensor:
-    """K (n_free, n_free) of the splines with a basis."""
+def inverse_root(grid: Grid, basis: Basis) -> Tensor:
+    """Inverse (n_free, n_free) of the Cholesky factor of K, ``integral of B'_i B'_j dt`` of the splines with a basis."""
     dB = free(basis)[1]
-    return dB.T @ (constant(grid.nodal_weights, dB.device)[:, None] * dB)
+    factor = torch.linalg.cholesky(dB.T @ (constant(grid.nodal_weights, dB.device)[:, None] * dB))
+    return torch.linalg.inv(factor)
 
 
 def hessian(energy: Energy, grid: Grid, basis: Basis, control: Tensor) -> Product:
@@ -81,70 +94,105 @@ def norm_product(energy: Energy, grid: Grid, basis: Basis, points: Tensor) -> Pr
 
 
 @dataclass(eq=False)
-class Solution(Rows):
-    """Of ``min x^T A x / 2 - b^T x`` for c curves, among x no longer than a radius."""
+class Krylov(Rows):
+    """Krylov spaces of c symmetric matrices ``A`` and vectors ``b``: orthonormal Q with ``Q^T A Q = T``, tridiagonal."""
 
-    x: Tensor  # (c, f)
-    decrease: Tensor  # (c,), of the minimised function; where A is positive and x inside, b^T A^-1 b / 2
-    length: Tensor  # (c,), of x in the norm of the preconditioner
-    inside: Tensor  # (c,), whether the radius was not reached, nor a direction in which A is not positive met
+    Q: Tensor  # (c, k, f)
+    T: Tensor  # (c, k, k)
+    size: Tensor  # (c,), |b|
+    rest: Tensor  # (c,), how far the product with the last vector leaves the space
     n_products: Tensor  # (c,)
 
+    @classmethod
+    def of(
+        cls, make: Callable[[Tensor], Product], b: Tensor, *, most: int, wanted: float, damping: Tensor | None = None
+    ) -> Krylov:
+        """Spaces that the last products no longer improve: these bring relatively no more than ``wanted``.
 
-def conjugate_gradients(
-    make: Callable[[Tensor], Product],
-    solve: Callable[[Tensor, Tensor], Tensor],
-    b: Tensor,
-    *,
-    radius: Tensor,
-    wanted: float,
-    delay: int,
-    most: int,
-) -> Solution:
-    """Minimise until the last ``delay`` steps bring relatively no more than ``wanted`` (Steihaug 1983).
+        ``make(curves)`` gives products with the matrices of some of the curves; what is improved is the decrease by
+        :meth:`step`.
+        """
+        size = torch.linalg.vector_norm(b, dim=-1)
+        vectors = [b / size.clamp_min(torch.finfo(b.dtype).tiny)[:, None]]
+        T = b.new_zeros(len(b), most, most)
+        n_products, gain, left = (torch.zeros_like(size) for _ in range(3))
+        live = located(size > 0)
+        made, product = live[:0], None
+        for k in range(most):
+            if len(live) == 0:
+                break
+            if product is None or len(live) < _LEFT * len(made):
+                made, product = live, make(live)
+            w = torch.zeros_like(b)
+            w[made] = product(vectors[k][made])
+            n_products[made] += 1
+            T[:, k, k] = (w * vectors[k]).sum(-1)
+            Q = torch.stack(vectors, 1)
+            # Twice, or rounding makes the vectors lose their right angles.
+            for _ in range(2):
+                w = w - ((Q @ w[..., None]).mT @ Q)[:, 0]
+            rest = torch.linalg.vector_norm(w, dim=-1)
+            left[live] = rest[live]
+            # A space that a product does not leave is all there is.
+            live = live[rest[live] > 1e-6 * T[live, k, k].abs()]
+            if (k + 1) % _ASKED == 0:
+                here = cls(Q, T[:, : k + 1, : k + 1], size, left, n_products)
+                now = here.step(torch.zeros_like(size) if damping is None else damping)[1]
+                live = live[(now - gain > wanted * now)[live]]
+                gain = now
+            if len(live) == 0 or k + 1 == most:
+                break
+            going = torch.zeros_like(rest).index_fill(0, live, 1)
+            T[:, k, k + 1] = T[:, k + 1, k] = rest * going
+            vectors.append(w * (going / rest.clamp_min(torch.finfo(b.dtype).tiny))[:, None])
+        k = len(vectors)
+        return cls(torch.stack(vectors, 1), T[:, :k, :k], size, left, n_products)
 
-    ``make(curves)`` gives products with the matrices of some of the curves, ``solve(curves, x)`` applies their
-    preconditioners. Where the radius is reached, or a direction met in which A is not positive, it is followed to it.
+    @classmethod
+    def nothing(cls, b: Tensor) -> Krylov:
+        """Empty spaces of vectors (c, f)."""
+        size, rest, n_products = b.new_zeros(3, len(b))
+        return cls(b.new_zeros(len(b), 0, b.shape[1]), b.new_zeros(len(b), 0, 0), size, rest, n_products)
+
+    def padded(self, k: int) -> Krylov:
+        """The same with vectors that are 0, up to k."""
+        n = k - len(self.T[0]) if len(self.T) else 0
+        pad = torch.nn.functional.pad
+        return replace(self, Q=pad(self.Q, (0, 0, 0, n)), T=pad(self.T, (0, n, 0, n)))
+
+    def step(self, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """``(|A| + damping)^-1 b`` (c, k) in the basis Q, and by how much ``x^T A x / 2 - b^T x`` decreases there.
+
+        ``|A|`` has the absolute values of the eigenvalues: such a step leads down along all directions of negative
+        curvature that the space has.
+        """
+        values, vectors = eigh(self.T)
+        first = self.size[:, None] * vectors[:, 0]
+        # What a space has no coordinate of is not gone along: of vectors that are 0, values are.
+        x = first / (values.abs() + damping[:, None]).clamp_min(1e-12)
+        decrease = (first * x - values * x.square() / 2).sum(-1)
+        return (vectors @ x[..., None])[..., 0], decrease
+
+    def least(self) -> Tensor:
+        """Least eigenvalue (c,) of the matrices in the space, less the error that it is known to."""
+        empty = (self.Q == 0).all(-1).to(self.T)
+        values, vectors = eigh(self.T + torch.diag_embed(empty * self.T.abs().amax((1, 2))[:, None]))
+        return values[:, 0] - self.rest * vectors[:, -1, 0].abs()
+
+
+def residual_by_products(
+    energy: Energy, grid: Grid, basis: Basis, points: Tensor, gradient: Tensor, known: Tensor, average: Average
+) -> tuple[Tensor, Tensor]:
+    """Relative projected gradient (c,) in the norm at points (c, n, d) of curves, and how many products it took.
+
+    ``known`` (c,) are their energies. Approached from below; the last products tell how closely.
     """
-    live = torch.arange(len(b), device=b.device)
-    x, r, y = torch.zeros_like(b), b.clone(), solve(live, b)
-    p, rho = y.clone(), (b * y).sum(-1)
-    decrease, xx, xp, pp = torch.zeros_like(rho), torch.zeros_like(rho), torch.zeros_like(rho), rho.clone()
-    inside, n_products = torch.ones_like(rho, dtype=torch.bool), torch.zeros_like(rho)
-    gains: list[Tensor] = []
-    made, product = live[:0], None
-    live = live[rho > 0]
-    for step in range(most):
-        if len(live) == 0:
-            break
-        if product is None or len(live) < _LEFT * len(made):
-            made, product = live, make(live)
-        Ap = torch.zeros_like(b)
-        Ap[made] = product(p[made])
-        n_products[made] += 1
-        bend, full = (p * Ap).sum(-1), torch.zeros_like(rho)
-        full[live] = torch.where(bend[live] > 0, rho[live] / bend[live].where(bend[live] > 0, 1), torch.inf)
-        edge = (-xp + (xp.square() + pp * (radius.square() - xx)).clamp_min(0).sqrt()) / pp.where(pp > 0, 1)
-        out = full >= edge
-        size = torch.where(out, edge, full)
-        a = torch.zeros_like(rho)
-        a[live] = size[live]
-        inside[live[out[live]]] = False
-        gain = a * rho - a.square() * bend / 2
-        gain = torch.where(a > 0, gain, 0)
-        decrease = decrease + gain
-        x, r = x + a[:, None] * p, r - a[:, None] * Ap
-        xx = xx + 2 * a * xp + a.square() * pp
-        gains = [*gains[1 - delay :], gain] if delay > 1 else [gain]
-        live = live[inside[live]]
-        y[live] = solve(live, r[live])
-        then = (r[live] * y[live]).sum(-1)
-        # Of this direction and the next, in the norm of the preconditioner.
-        b_ = then / rho[live]
-        p[live] = y[live] + b_[:, None] * p[live]
-        xp[live] = b_ * (xp[live] + a[live] * pp[live])
-        pp[live] = then + b_.square() * pp[live]
-        rho[live] = then
-        going = (torch.stack(gains).sum(0) > wanted * decrease)[live] | (step + 1 < delay)
-        live = live[going & (then > 0)]
-    return Solution(x, decrease, xx.clamp_min(0).sqrt(), inside, n_products)
+    root = inverse_root(grid, basis)
+
+    def whitened(some: Tensor) -> Product:
+        product, own = norm_product(energy, grid, basis, points[some]), average[some]
+        return lambda x: own.whitened(root, product(own.coloured(root, x)))
+
+    space = Krylov.of(whitened, average.whitened(root, gradient), most=_MOST, wanted=_WANTED)
+    decrease = space.step(torch.zeros_like(known))[1]
+    return (decrease / known.clamp_min(torch.finfo(known.dtype).tiny)).sqrt(), space.n_products

@@ -19,6 +19,7 @@ from lgi.solver.certificate import (
 from lgi.solver.energy import Basis, Energy, Sample
 from lgi.solver.grid import Grid
 from lgi.solver.methods.base import Method, Stage
+from lgi.solver.products import Average
 from lgi.solver.refinement import Level
 from lgi.solver.result import Found, Status
 from lgi.solver.rows import located
@@ -47,7 +48,13 @@ class Verdict:
         return self.energy.sample(grid, basis, control, order)
 
     def record(
-        self, level: Level, index: Tensor, control: Tensor, sample: Sample, coarse: Tensor
+        self,
+        level: Level,
+        index: Tensor,
+        control: Tensor,
+        sample: Sample,
+        coarse: Tensor,
+        average: Average | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compare measured curves with the line, certify the shorter of both and note the result.
 
@@ -77,7 +84,16 @@ class Verdict:
         found.n_rows[index] += energy.tensor_cost * len(level.weighing.t)
         parts = self.parts(torch.arange(len(index), device=index.device), level.grid)
         residual = torch.cat(
-            [projected_gradient(energy, level, placed(energy, level, control[part]), sample[part])[0] for part in parts]
+            [
+                projected_gradient(
+                    energy,
+                    level,
+                    placed(energy, level, control[part]),
+                    sample[part],
+                    None if average is None else average[part],
+                )[0]
+                for part in parts
+            ]
         )
         error = length_error(sample, coarse)
         before = found.straight_length[index]
