@@ -407,12 +407,12 @@ class Energy:
         scaled = constant(grid.nodal_weights, self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
         return torch.einsum("kij,ckab->ciajb", scaled, M).flatten(3, 4).flatten(1, 2)
 
-    def length_gradient(self, grid: Grid, sample: Sample, velocity: Tensor, M: Tensor) -> Sample:
+    def length_gradient(self, grid: Grid, sample: Sample, velocity: Tensor, covector: Tensor) -> Sample:
         """Sample with the gradient of the length in place of that of the energy, in the units of the latter.
 
         To move the points of a curve along the curve changes the speed at which it is run through, and with it the
         energy, but not the length. So that part of the gradient is taken away; at constant speed, what is left is the
-        gradient of the length. ``velocity`` (c, n, d) and the metric ``M`` (c, n, d, d) are those at the nodes.
+        gradient of the length. ``velocity`` (c, n, d) is that at the nodes, and ``covector`` the metric's product with it.
         """
         z_gradient, v_gradient = sample.z_gradient, sample.v_gradient
         assert z_gradient is not None
@@ -429,7 +429,6 @@ class Energy:
                 constant(x, self.device) for x in (grid.weights, grid.nodal_weights, grid.node, whole(grid))
             )
             z_gradient = z_gradient + D.T @ ((weights / nodal[node])[:, None] * v_gradient[:, node])
-        covector = (M @ velocity[..., None])[..., 0]
         squared_speed = (velocity * covector).sum(-1, keepdim=True).clamp_min(tiny)
         z_gradient = z_gradient - covector * ((velocity * z_gradient).sum(-1, keepdim=True) / squared_speed)
         return replace(sample, z_gradient=z_gradient, v_gradient=None)

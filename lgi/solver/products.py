@@ -17,7 +17,8 @@ from lgi.solver.steps import factorised
 # Products (l, f) with the matrices of some curves.
 Product = Callable[[Tensor], Tensor]
 # What is added to the metric, in units of its mean diagonal, where rounding leaves more of it than of the metric.
-_RIDGE = 1e-4
+import os
+_RIDGE = float(os.environ.get("RIDGE","1e-4"))
 # Of a first step, by which the curve is left where second derivatives are known.
 _DAMPING = 0.1
 # A product is made of graphs that are built anew where so small a part of their curves is left.
