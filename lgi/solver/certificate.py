@@ -207,7 +207,7 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
         rough &= doubling < DOUBLINGS
         if not bool(rough.all()):
             done, here = curves[~rough], sample[~rough]
-            residual, norm = projected_gradient(energy, level, done.at, here)
+            residual, norm, _ = projected_gradient(energy, level, done.at, here)
             yield _Seen(
                 index=done.index,
                 energy=here.energy,
@@ -291,25 +291,28 @@ def _told(
 
 def projected_gradient(
     energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, average: Average | None = None
-) -> tuple[Tensor, Norm | None]:
-    """Relative projected gradient (c,) of curves sampled on a level's measuring grid, and the norm it is taken in.
+) -> tuple[Tensor, Norm | None, Tensor | float]:
+    """Relative projected gradient (c,) of curves sampled on a level's measuring grid, the norm, and decoder rows taken.
 
     The norm is that of the metric at the nodes of the level's weighing grid; where its matrices are too large for
     memory, it is applied by products at those of the level's grid, and not returned. ``at`` gives points and velocities
     (c, n, d) of the curves on a grid.
     """
     gradient = sample.gradient(energy.basis(level.measuring, level.knots))
-    if not has_matrices(energy, level.grid):
+    if average is not None or not has_matrices(energy, level.grid):
         points = at(level.grid)[0]
         if average is None:
             average = Average.of(energy, points[:, points.shape[1] // 2])
         basis = energy.basis(level.grid, level.knots)
-        return residual_by_products(energy, level.grid, basis, points, gradient, sample.energy, average)[0], None
+        residual, rows = residual_by_products(
+            energy, level.grid, basis, points, gradient, known=sample.energy, average=average
+        )
+        return residual, None, rows
     points = at(level.weighing)[0]
     I = constant(interpolation(level.weighing, level.grid, linearly=True), energy.device)
     M = torch.einsum("pk,ckab->cpab", I, energy.tensor(points))
     norm = Norm.of(energy.norm(level.grid, energy.basis(level.grid, level.knots), M))
-    return norm.residual(slice(None), gradient, sample.energy), norm
+    return norm.residual(slice(None), gradient, sample.energy), norm, energy.tensor_cost * len(level.weighing.t)
 
 
 def has_matrices(energy: Energy, grid: Grid) -> bool:

@@ -412,7 +412,7 @@ class Energy:
 
         To move the points of a curve along the curve changes the speed at which it is run through, and with it the
         energy, but not the length. So that part of the gradient is taken away; at constant speed, what is left is the
-        gradient of the length. ``velocity`` (c, n, d) is that at the nodes, and ``covector`` the metric's product with it.
+        gradient of the length. ``velocity`` (c, n, d) is that at the nodes, ``covector`` the metric's product with it.
         """
         z_gradient, v_gradient = sample.z_gradient, sample.v_gradient
         assert z_gradient is not None

@@ -17,12 +17,13 @@ from lgi.solver.steps import factorised
 # Products (l, f) with the matrices of some curves.
 Product = Callable[[Tensor], Tensor]
 # What is added to the metric, in units of its mean diagonal, where rounding leaves more of it than of the metric.
-import os
-_RIDGE = float(os.environ.get("RIDGE","1e-4"))
+_RIDGE = 1e-4
 # Of a first step, by which the curve is left where second derivatives are known.
 _DAMPING = 0.1
 # A product is made of graphs that are built anew where so small a part of their curves is left.
 _LEFT = 0.7
+# Of a node, in decoder rows: the metric times a vector (MLPs, 20 curves at a time).
+_NORM_PRODUCT = 2.5
 # A squared residual is known when four more products add relatively so little to it, or when it took so many.
 _WANTED, _MOST = 0.05, 100
 # After so many products each it is asked whether a space is large enough.
@@ -61,7 +62,7 @@ class Average(Rows):
 
 
 def inverse_root(grid: Grid, basis: Basis) -> Tensor:
-    """Inverse (n_free, n_free) of the Cholesky factor of K, ``integral of B'_i B'_j dt`` of the splines with a basis."""
+    """Inverse (n_free, n_free) of the Cholesky factor of K, ``integral of B'_i B'_j dt``, of splines with a basis."""
     dB = free(basis)[1]
     factor = torch.linalg.cholesky(dB.T @ (constant(grid.nodal_weights, dB.device)[:, None] * dB))
     return torch.linalg.inv(factor)
@@ -96,7 +97,7 @@ def norm_product(energy: Energy, grid: Grid, basis: Basis, points: Tensor) -> Pr
 
 @dataclass(eq=False)
 class Krylov(Rows):
-    """Krylov spaces of c symmetric matrices ``A`` and vectors ``b``: orthonormal Q with ``Q^T A Q = T``, tridiagonal."""
+    """Krylov spaces of c symmetric matrices A and vectors b: orthonormal Q with ``Q^T A Q = T``, tridiagonal."""
 
     Q: Tensor  # (c, k, f)
     T: Tensor  # (c, k, k)
@@ -182,9 +183,9 @@ class Krylov(Rows):
 
 
 def residual_by_products(
-    energy: Energy, grid: Grid, basis: Basis, points: Tensor, gradient: Tensor, known: Tensor, average: Average
+    energy: Energy, grid: Grid, basis: Basis, points: Tensor, gradient: Tensor, *, known: Tensor, average: Average
 ) -> tuple[Tensor, Tensor]:
-    """Relative projected gradient (c,) in the norm at points (c, n, d) of curves, and how many products it took.
+    """Relative projected gradient (c,) in the norm at points (c, n, d) of curves, and what it took in decoder rows.
 
     ``known`` (c,) are their energies. Approached from below; the last products tell how closely.
     """
@@ -196,4 +197,5 @@ def residual_by_products(
 
     space = Krylov.of(whitened, average.whitened(root, gradient), most=_MOST, wanted=_WANTED)
     decrease = space.step(torch.zeros_like(known))[1]
-    return (decrease / known.clamp_min(torch.finfo(known.dtype).tiny)).sqrt(), space.n_products
+    residual = (decrease / known.clamp_min(torch.finfo(known.dtype).tiny)).sqrt()
+    return residual, space.n_products * _NORM_PRODUCT * len(grid.t)

@@ -198,7 +198,7 @@ class Search:
         self.found.level[index[kept]] = number
         coarse, rough = stage.sample.length[done], torch.zeros_like(keep)
         failed[kept], longer[kept], rough[kept] = self.verdict.record(
-            level, index[kept], control[kept], sample[kept], coarse[kept], average and average[kept]
+            level, index[kept], control[kept], sample[kept], coarse[kept], average=average and average[kept]
         )
         # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
         coarse = sample.length.clone()
@@ -211,7 +211,7 @@ class Search:
             sample = self.verdict.sample(level.measuring, basis, index[at], control[at], 1)
             finer = sample.length.clone()
             failed[at], longer[at], rough[at] = self.verdict.record(
-                level, index[at], control[at], sample, coarse[at], average and average[at]
+                level, index[at], control[at], sample, coarse[at], average=average and average[at]
             )
             coarse[at] = finer
         final = keep & ~(again & (failed | longer))

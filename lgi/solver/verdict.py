@@ -54,6 +54,7 @@ class Verdict:
         control: Tensor,
         sample: Sample,
         coarse: Tensor,
+        *,
         average: Average | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compare measured curves with the line, certify the shorter of both and note the result.
@@ -81,20 +82,11 @@ class Verdict:
         if energy.embedded is not None:
             # The line that is kept has no length on the coarser grid; its highest modes say enough.
             coarse = torch.where(longer, sample.length, coarse)
-        found.n_rows[index] += energy.tensor_cost * len(level.weighing.t)
-        parts = self.parts(torch.arange(len(index), device=index.device), level.grid)
-        residual = torch.cat(
-            [
-                projected_gradient(
-                    energy,
-                    level,
-                    placed(energy, level, control[part]),
-                    sample[part],
-                    None if average is None else average[part],
-                )[0]
-                for part in parts
-            ]
-        )
+        residual = torch.empty_like(sample.energy)
+        for part in self.parts(torch.arange(len(index), device=index.device), level.grid):
+            at_part, own = placed(energy, level, control[part]), None if average is None else average[part]
+            residual[part], _, rows = projected_gradient(energy, level, at_part, sample[part], own)
+            found.n_rows[index[part]] += rows
         error = length_error(sample, coarse)
         before = found.straight_length[index]
         straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight_length - before).abs(), 0))

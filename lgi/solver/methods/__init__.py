@@ -14,13 +14,13 @@ METHODS: dict[str, type[Method]] = {
 }
 """By the name that ``SolverSettings.method`` has."""
 
-# Dimension above which the dense matrices of Gauss-Newton cost more than the iterations of L-BFGS: in forward passes of
-# MLPs (tests/benchmarks/walls.py), 26,600 against 39,100 for a pair in 96 dimensions, 69,900 against 44,000 in 128.
-_LARGEST_DENSE = 100
+# Dimension above which the dense matrices of Gauss-Newton cost more than products with them: in forward passes of MLPs
+# (tests/benchmarks/walls.py), 4,300 against 4,200 for a pair in 32 dimensions, 12,100 against 3,500 in 64.
+_LARGEST_DENSE = 32
 
 
 def chosen(name: str, d: int) -> str:
     """Name of the method for curves in d dimensions, where ``"auto"`` is the cheapest that reaches a certificate."""
     if name != "auto":
         return name
-    return "gauss-newton" if d <= _LARGEST_DENSE else "lbfgs"
+    return "gauss-newton" if d <= _LARGEST_DENSE else "newton-cg"

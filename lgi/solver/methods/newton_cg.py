@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lgi.solver.energy import Basis
 from lgi.solver.methods.base import Method, Stage
-from lgi.solver.products import Average, Krylov, Product, hessian, residual_by_products, inverse_root
+from lgi.solver.products import Average, Krylov, Product, hessian, inverse_root, residual_by_products
 from lgi.solver.refinement import finer, grid_degrees
 from lgi.solver.rows import located
 
 # A space is large enough when four more products bring so small a part of what a step promises; or when it has so many.
-import os
-_WANTED, _MOST = float(os.environ.get("W","0.1")), int(os.environ.get("MOST","32"))
+_WANTED, _MOST = 0.05, 64
 # After so many spaces that were too small, M is taken anew where the curve is.
-_WORN = int(os.environ.get("WORN","3"))
-# Products by which it is looked for negative second derivatives.
+_WORN = 2
+# Products by which negative second derivatives are looked for.
 _CONVEX = 24
 # Less damping is none, and more than none is at least twice as much. After a step it changes by this factor.
 _LEAST, _FACTOR = 1e-3, 8
-# Of a node, in decoder rows: second derivatives, or the metric, times a vector (MLPs, 20 curves at a time).
-_PRODUCT, _NORM_PRODUCT = 3.3, 2.5
+# Of a node, in decoder rows: second derivatives times a vector (MLPs, 20 curves at a time).
+_PRODUCT = 3.3
 
 
 class NewtonCG(Method):
@@ -46,9 +45,10 @@ class NewtonCG(Method):
         self.root, self.finer_root = (inverse_root(stage.grid, basis) for basis in (stage.basis, self.finer_basis))
         self.at = torch.full_like(group.control, torch.nan)
         self.spaces = Krylov.nothing(stage.gradient).padded(_MOST)
+        # Of residuals in the norm of variations to those in P; and how many spaces have been too small.
         self.ratio, self.wear = torch.ones_like(self.rows), torch.zeros_like(self.rows)
+        self.residual, self.promise, self.wanted = (torch.full_like(self.rows, torch.inf) for _ in range(3))
         self.least = torch.full_like(self.rows, torch.nan)
-        self.residual, self.promise = (torch.full_like(self.rows, torch.inf) for _ in range(2))
 
     @staticmethod
     def degrees(nodes: int) -> Sequence[int]:
@@ -57,7 +57,7 @@ class NewtonCG(Method):
         Where the metric hardly sees many directions, a curve finds ways between the nodes of that: a residual of 3e-4
         there has been seen to be 3e-2 on the next.
         """
-        return grid_degrees(nodes)[int(os.environ.get("SKIP","1")):]
+        return grid_degrees(nodes)[1:]
 
     @staticmethod
     def n_values(d: int, n_free: int, n_nodes: int) -> int:
@@ -65,70 +65,73 @@ class NewtonCG(Method):
         return (3 * _MOST * n_free + 20 * n_nodes) * d + 3 * d**2
 
     def going(self, stage: Stage, live: Tensor) -> Tensor:
-        """Which of the curves ``live`` (l,) neither deserve a finer level nor are done."""
-        sample, gradient, average, energy = stage.sample[live], stage.gradient[live], self.average[live], stage.energy
-        control = stage.group.control[live]
+        """Which of the curves ``live`` (l,) have not converged on this grid; makes spaces for their steps."""
+        control, n_nodes = stage.group.control[live], len(stage.grid.t)
         moved = (control != self.at[live]).any(-1).any(-1)
         self.at[live] = control
-        worn = located(moved & (self.wear[live] >= _WORN))
-        if len(worn):
-            fresh = Average.of(energy, stage.basis[0][len(stage.grid.t) // 2] @ control[worn])
-            self.average.inverse[live[worn]] = average.inverse[worn] = fresh.inverse
-            self.rows[live[worn]] += energy.tensor_cost
-            self.wear[live[worn]], self.ratio[live[worn]] = 0, 1
+        for part in live[moved].split(stage.energy.n_curves(n_nodes)) if bool(moved.any()) else ():
+            self._look(stage, part, stage.group.control[part])
+        return self.residual[live] > self.wanted[live]
 
-        def squared(gradient: Tensor, root: Tensor) -> Tensor:
-            return average.whitened(root, gradient).square().sum(-1) / (2 * sample.energy)
-
-        own, n_curves = squared(gradient, self.root), energy.n_curves(len(stage.grid.t))
-        more = (squared(sample.gradient(self.finer_basis), self.finer_root) - own).clamp_min(0)
-        velocity = stage.basis[1] @ control
-        parts = [energy.metric_product(z)(v) for z, v in zip(*(x.split(n_curves) for x in ((stage.basis[0] @ control).to(energy.dtype), velocity)))]
-        of_length = energy.length_gradient(stage.grid, sample, velocity, torch.cat(parts))
-        self.rows[live] += _NORM_PRODUCT * len(stage.grid.t)
-        self.promise[live] = promise = squared(of_length.gradient(self.finer_basis), self.finer_root) / 2
-        self.residual[live[moved]] = (self.ratio[live] * own.sqrt())[moved]
+    def _look(self, stage: Stage, live: Tensor, control: Tensor) -> None:
+        """Residuals, promises and next steps of curves ``live`` (l,) that have moved, all recorded at once."""
+        energy, sample, average = stage.energy, stage.sample[live], self._renewed(live, control)
+        points, velocity = ((B @ control).to(energy.dtype) for B in stage.basis)
+        gradient = average.whitened(self.root, stage.gradient[live])
+        own = gradient.square().sum(-1) / (2 * sample.energy)
+        self.residual[live] = self.ratio[live] * own.sqrt()
         wanted = torch.full_like(own, stage.tolerance / 2)
-        if stage.has_finer_knots and os.environ.get("EARLY"):
-            wanted = torch.where(promise > stage.length_tolerance, wanted.maximum(more.sqrt() / 2), wanted)
-        if stage.has_finer_grid:
-            wanted = wanted.maximum(sample.tail)
-        close = moved & (self.residual[live] <= wanted) & (wanted <= stage.tolerance)
-        for part in located(close).split(n_curves):
-            points = stage.basis[0] @ control[part]
-            found, n = residual_by_products(
-                energy, stage.grid, stage.basis, points, gradient[part], sample.energy[part], average[part]
-            )
-            self.ratio[live[part]], self.residual[live[part]] = found / own[part].sqrt(), found
-            self.rows[live[part]] += n * _NORM_PRODUCT * len(stage.grid.t)
-        going = self.residual[live] > wanted
-        # What is promised by the metric of one point is looked at more closely before it is paid for.
-        for part in located(~going & moved & (promise > stage.length_tolerance)).split(n_curves):
-            points, finer_gradient = stage.basis[0] @ control[part], of_length.gradient(self.finer_basis)[part]
-            found, n = residual_by_products(
-                energy, stage.grid, self.finer_basis, points, finer_gradient, sample.energy[part], average[part]
-            )
-            self.promise[live[part]] = found.square() / 2
-            self.rows[live[part]] += n * _NORM_PRODUCT * len(stage.grid.t)
-        for part in located(going & moved).split(n_curves):
-            here = self.average[live[part]]
-            start = here.whitened(self.root, -gradient[part])
-            found = self._space(
-                live[part], control[part], start, most=_MOST, wanted=_WANTED, damping=here.damping
-            )
-            self.wear[live[part]] += found.n_products >= _MOST
-            self.spaces[live[part]] = found.padded(_MOST)
-        return going
+        self.wanted[live] = wanted = wanted.maximum(sample.tail) if stage.has_finer_grid else wanted
 
-    def _space(self, live: Tensor, control: Tensor, start: Tensor, **settings: Any) -> Krylov:
-        """Spaces of the second derivatives of some curves, and vectors ``start`` (l, f) in coordinates of P."""
+        def residual(some: Tensor, basis: Basis, gradient: Tensor) -> Tensor:
+            found, rows = residual_by_products(
+                energy,
+                stage.grid,
+                basis,
+                points[some],
+                gradient[some],
+                known=sample.energy[some],
+                average=average[some],
+            )
+            self.rows[live[some]] += rows
+            return found
+
+        some = located(self.residual[live] <= wanted)
+        self.residual[live[some]] = found = residual(some, stage.basis, stage.gradient[live])
+        self.ratio[live[some]] = found / own[some].sqrt()
+        going = self.residual[live] > wanted
+        of_length = energy.length_gradient(stage.grid, sample, velocity, energy.metric_product(points)(velocity))
+        outlook = of_length.gradient(self.finer_basis)
+        promise = average.whitened(self.finer_root, outlook).square().sum(-1) / (4 * sample.energy)
+        # What is promised by the metric of one point is looked at more closely before it is paid for.
+        some = located(~going & (promise > stage.length_tolerance))
+        promise[some] = residual(some, self.finer_basis, outlook).square() / 2
+        self.promise[live] = promise
+        some = live[going]
+        space = self._space(some, -gradient[going], _MOST, _WANTED, average.damping[going])
+        self.wear[some] += space.n_products >= _MOST
+        self.spaces[some] = space.padded(_MOST)
+
+    def _renewed(self, live: Tensor, control: Tensor) -> Average:
+        """Average metrics of some curves, anew of those to whose steps they no longer fit."""
+        worn = located(self.wear[live] >= _WORN)
+        if len(worn):
+            middle = self.stage.basis[0][len(self.stage.grid.t) // 2]
+            self.average.inverse[live[worn]] = Average.of(self.stage.energy, middle @ control[worn]).inverse
+            self.rows[live[worn]] += self.stage.energy.tensor_cost
+            self.wear[live[worn]], self.ratio[live[worn]] = 0, 1
+        return self.average[live]
+
+    def _space(self, live: Tensor, b: Tensor, most: int, wanted: float, damping: Tensor | None = None) -> Krylov:
+        """Spaces of the second derivatives along the curves ``live`` (l,) and vectors (l, f), in coordinates of P."""
         average, root, stage = self.average[live], self.root, self.stage
+        control = stage.group.control[live]
 
         def whitened(some: Tensor) -> Product:
             product, own = hessian(stage.energy, stage.grid, stage.basis, control[some]), average[some]
             return lambda x: own.whitened(root, product(own.coloured(root, x)))
 
-        space = Krylov.of(whitened, start, **settings)
+        space = Krylov.of(whitened, b, most=most, wanted=wanted, damping=damping)
         self.rows[live] += space.n_products * _PRODUCT * len(stage.grid.t)
         return space
 
@@ -153,10 +156,14 @@ class NewtonCG(Method):
         self.average.damping[live] = torch.where(quality > 0.75, less, torch.where(quality > 0.25, damping, more))
 
     def convex(self, chosen: Tensor, least: float) -> Tensor:
-        """Which curves (l,) have no relative second derivative (`certify`) below ``least``, as far as products tell."""
-        control, stage = self.stage.group.control, self.stage
-        start = torch.randn(stage.gradient.shape[1], generator=torch.Generator().manual_seed(0)).to(stage.gradient)
-        for part in chosen[self.least[chosen].isnan()].split(stage.energy.n_curves(len(stage.grid.t))):
-            space = self._space(part, control[part], start.expand(len(part), -1), most=_CONVEX, wanted=-1)
-            self.least[part] = space.least()
+        """Which curves (l,) have no relative second derivative (`certify`) below ``least``, as far as products tell.
+
+        With vectors of random direction, which have a part in all directions.
+        """
+        gradient = self.stage.gradient
+        b = torch.randn(gradient.shape[1], generator=torch.Generator().manual_seed(0)).to(gradient)
+        unknown = chosen[self.least[chosen].isnan()]
+        for part in unknown.split(self.stage.energy.n_curves(len(self.stage.grid.t))) if len(unknown) else ():
+            # Below 0: no gain is too small to go on.
+            self.least[part] = self._space(part, b.expand(len(part), -1), _CONVEX, -1).least()
         return self.least[chosen] >= least
