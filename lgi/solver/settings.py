@@ -17,11 +17,11 @@ class SolverSettings:
 
     Attributes
     ----------
-    method : {"auto", "gauss-newton", "newton-cg", "lbfgs", "gradient"}
-        ``"gauss-newton"`` needs ``d`` forward derivatives a point now and then, ``"lbfgs"`` at one point of a curve
-        only; ``"auto"`` takes the first up to d = 100 and the second above. ``"newton-cg"`` takes Newton steps by
-        products with second derivatives, and ``d`` forward derivatives at three points: for many dimensions, where a
-        metric that hardly sees some directions keeps ``"lbfgs"`` from a certificate. ``"gradient"`` is gradient
+    method : {"auto", "gauss-newton", "newton-cg", "gradient"}
+        ``"gauss-newton"`` needs ``d`` forward derivatives a point now and then, and matrices of all control points;
+        ``"newton-cg"`` takes Newton steps by products with second derivatives, and ``d`` forward derivatives at one
+        point of a curve, for many dimensions; ``"auto"`` takes the first up to d = 32 and the second above.
+        ``"gradient"`` is gradient
         descent on the energy from two free control points, with one more on each plateau, as in the paper, but for
         this: a plateau is one of the energy, which is what it lowers, and not of the length (relatively less than
         ``length_tolerance`` in five iterations); the size of the steps is not given, but found for each curve, longer

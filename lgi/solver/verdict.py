@@ -83,7 +83,8 @@ class Verdict:
             # The line that is kept has no length on the coarser grid; its highest modes say enough.
             coarse = torch.where(longer, sample.length, coarse)
         residual = torch.empty_like(sample.energy)
-        for part in self.parts(torch.arange(len(index), device=index.device), level.grid):
+        everything = torch.arange(len(index), device=index.device)
+        for part in self.parts(everything, level.grid, by_products=average is not None):
             at_part, own = placed(energy, level, control[part]), None if average is None else average[part]
             residual[part], _, rows = projected_gradient(energy, level, at_part, sample[part], own)
             found.n_rows[index[part]] += rows
@@ -175,13 +176,13 @@ class Verdict:
         method.distrust(chosen[left])
         return left
 
-    def parts(self, curves: Tensor, grid: Grid) -> Sequence[Tensor]:
+    def parts(self, curves: Tensor, grid: Grid, *, by_products: bool = False) -> Sequence[Tensor]:
         """So many of some curves at a time that their second derivatives, at all pairs of nodes, fit into memory.
 
         Where there are only products, that what is recorded for these does.
         """
         n_curves = max(1, 8 * self.energy.budget // (len(grid.t) * self.energy.d) ** 2)
-        if not has_matrices(self.energy, grid):
+        if by_products or not has_matrices(self.energy, grid):
             n_curves = self.energy.n_curves(len(grid.t))
         return curves.split(n_curves) if len(curves) else ()
 

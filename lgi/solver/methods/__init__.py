@@ -3,13 +3,11 @@
 from lgi.solver.methods.base import Method
 from lgi.solver.methods.gauss_newton import GaussNewton
 from lgi.solver.methods.gradient import GradientDescent
-from lgi.solver.methods.lbfgs import LBFGS
 from lgi.solver.methods.newton_cg import NewtonCG
 
 METHODS: dict[str, type[Method]] = {
     "gauss-newton": GaussNewton,
     "newton-cg": NewtonCG,
-    "lbfgs": LBFGS,
     "gradient": GradientDescent,
 }
 """By the name that ``SolverSettings.method`` has."""

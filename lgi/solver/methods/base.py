@@ -18,9 +18,6 @@ from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm
 from lgi.spline import uniform_knots
 
-# Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
-_PLATEAU = 5
-
 
 @dataclass(eq=False)
 class Group(Rows):
@@ -137,24 +134,3 @@ class Method(Steps):
         """Steps of some of the curves on the measuring grid, if there are any, and the norm in which they are small."""
         del chosen
         return None
-
-
-class FirstOrder(Method):
-    """By gradients alone; a curve goes on until its energy has a plateau."""
-
-    def __init__(self, stage: Stage) -> None:
-        unit = stage.gradient.new_ones(1, len(stage.grid.t), 1, 1)
-        self.stiffness = stage.energy.norm(stage.grid, stage.basis, unit)[0]
-        self.past: list[Tensor] = []
-
-    @abstractmethod
-    def least_decrease(self, stage: Stage) -> Tensor:
-        """Relative decrease (c,) of the energy below which there is a plateau."""
-
-    def going(self, stage: Stage, live: Tensor) -> Tensor:
-        """Which of the curves ``live`` (l,) take another step."""
-        now = stage.sample.energy.clone()
-        self.past = [*self.past[-_PLATEAU:], now]
-        if len(self.past) <= _PLATEAU:
-            return torch.ones_like(live, dtype=torch.bool)
-        return ((self.past[0] - now) / now > self.least_decrease(stage))[live]
