@@ -10,7 +10,6 @@ from torch import Tensor
 from lgi.solver.methods.base import Method, Stage
 from lgi.spline import CubicBSpline
 
-
 # Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
 _PLATEAU = 5
 
