@@ -25,7 +25,7 @@ _LEFT = 0.7
 # Of a node, in decoder rows: the metric times a vector (MLPs, 20 curves at a time).
 _NORM_PRODUCT = 2.5
 # A squared residual is known when four more products add relatively so little to it, or when it took so many.
-_WANTED, _MOST = 0.05, 100
+_WANTED, _MOST = 0.01, 300
 # After so many products each it is asked whether a space is large enough.
 _ASKED = 4
 
