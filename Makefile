@@ -20,9 +20,8 @@ PARAMS ?=
 ARGS ?=
 # Of `make book`: full, or student, with notebooks to fill in for the solutions and without the instructor's page.
 EDITION ?= full
-# Test processes. One thread each: two busy processes with two threads each are slower than with one.
+# Test processes.
 JOBS ?= 2
-THREADS ?= 1
 # Order in which `make unit` runs the tests (empty: another one each time, with its number printed).
 SEED ?=
 # Tests can compute as other processors do, with other vector instructions, hence other rounding and another order of
@@ -31,10 +30,10 @@ SEED ?=
 PROCESSORS := native ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 PROCESSOR ?=
 $(if $(filter-out $(PROCESSORS),$(PROCESSOR)),$(error PROCESSOR=$(PROCESSOR) is none of $(PROCESSORS)))
-TESTING = env $(filter-out native,$(PROCESSOR)) OMP_NUM_THREADS=$(THREADS)
+TESTING = env $(filter-out native,$(PROCESSOR))
 
-# As lgi/__init__.py does, which says why: for kernels that import torch before lgi.
-export OMP_WAIT_POLICY ?= PASSIVE
+# As the commands of lgi do; lgi/progress.py says why.
+export OMP_NUM_THREADS ?= 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
@@ -50,7 +49,8 @@ help: ## this list
 	@echo "  INSTALLER=pip     install with pip even where uv works"
 	@echo "  TORCH=cpu         with install, in a fresh clone: torch without the libraries of a GPU"
 	@echo "  SEED=number       with unit: the order of the tests"
-	@echo "  THREADS=2 JOBS=1  with test, unit, nbval: threads of a process, processes side by side"
+	@echo "  OMP_NUM_THREADS=2 threads of a process"
+	@echo "  JOBS=1            with test, unit, nbval: processes side by side"
 	@echo "  PROCESSOR=...     with test, unit, nbval: compute as another processor, one of"
 	@echo "                    $(PROCESSORS)"
 	@echo "  LGI_DATA=folder   where MNIST/raw and vgg19/ lie, if they do"
@@ -114,7 +114,7 @@ lint: $(STAMP) ## style and types
 .PHONY: unit
 unit: $(STAMP) ## the tests of the package and of the notebooks' machinery (SEED=number: in that order again)
 	@trap 'exit 130' INT; seed=$(or $(SEED),$$RANDOM); failed=; \
-	again="make unit SEED=$$seed PROCESSOR=$(or $(PROCESSOR),native) THREADS=$(THREADS)"; echo "order of the tests: $$again"; \
+	again="make unit SEED=$$seed PROCESSOR=$(or $(PROCESSOR),native) OMP_NUM_THREADS=$(OMP_NUM_THREADS)"; echo "order of the tests: $$again"; \
 	tests="$(BIN)/python -m pytest --random-order-bucket=module --random-order-seed=$$seed"; \
 	$(TESTING) $$tests -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone' tests || failed+=" side by side,"; \
 	OMP_NUM_THREADS=1 $$tests -m alone tests || failed+=" alone,"; \
@@ -165,7 +165,7 @@ lock: $(STAMP) ## resolve requirements.lock anew
 lowest: $(STAMP) ## the unit tests with the oldest versions that pyproject.toml allows (3 minutes to install, 6 GB)
 	$(PYTHON) -m venv .venv-lowest
 	PATH="$$PATH:$(abspath $(BIN))" uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=$(THREADS) .venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not alone' tests
+	.venv-lowest/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow and not alone' tests
 
 .PHONY: clean
 clean: ## remove .venv, runs/ and caches

@@ -5,15 +5,7 @@ ICLR 2021 workshop on geometrical and topological representation learning.
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
-
-# Before torch is loaded, whose OpenMP reads it once: threads that have nothing to do sleep. By default they spin for a
-# while first, and on a busy machine take the processor from the very thread that they wait for: two threads are then
-# many times slower than one. Asleep they are as fast as one thread there. The price is that on a quiet machine, where
-# waking them takes time, they are no faster than one either, and take half as long again as threads that spin
-# (tests/benchmarks/busy.py). Who sets this or GOMP_SPINCOUNT is obeyed.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lgi.collection import collect
 from lgi.comparison import compare_models

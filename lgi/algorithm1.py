@@ -35,7 +35,7 @@ from lgi.fingerprints import fingerprint, parameters
 from lgi.metric import Metric, PullbackMetric
 from lgi.metric.base import check_metric
 from lgi.models import pick_device
-from lgi.progress import exit_status, terminable
+from lgi.progress import as_command, exit_status
 from lgi.solver import SolverSettings, shorten
 from lgi.solver.methods import chosen
 from lgi.studies import Study, Table, UncertifiedWarning, chunks_of, joined, load_study, merge_studies, run
@@ -497,7 +497,7 @@ def _study(args: argparse.Namespace) -> Study:
     )
 
 
-@terminable()
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 

@@ -1,11 +1,14 @@
-"""Long computations: their progress bars, and their end when somebody stops them."""
+"""Long computations: their progress bars, the threads that commands take, and their end when somebody stops them."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import torch
 
 
 @contextmanager
@@ -49,8 +52,17 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Raise `Terminated` when a SIGTERM comes while the block runs, in the main thread."""
+def as_command() -> Iterator[None]:
+    """What all commands have in common: one thread, and `Terminated` when a SIGTERM comes while the block runs.
+
+    One thread, also in the processes that the command starts, unless OMP_NUM_THREADS is set. Threads of torch that wait
+    for each other spin, and beside other busy processes take the processor from the very thread that they wait for: two
+    are then tens of times slower than one. On a quiet machine they save a quarter of the time for networks as small as
+    the shipped ones, and threads that sleep while they wait save nothing (tests/benchmarks/busy.py).
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
     def stop(*_: object) -> None:
         raise Terminated

@@ -26,7 +26,7 @@ from lgi.models import (
     fuse,
     pick_device,
 )
-from lgi.progress import exit_status, progress_bar, terminable
+from lgi.progress import as_command, exit_status, progress_bar
 from lgi.training import (
     RECIPE_VERSION,
     GANSettings,
@@ -368,7 +368,7 @@ def _train_gan(
     return gan, found, {"evaluation": evaluation, "history": history}
 
 
-@terminable()
+@as_command()
 def main() -> None:
     """Train shipped models with their recipes and write them to data/models: what ``make models`` runs, for all."""
     parser = argparse.ArgumentParser(prog="python -m lgi.recipes", description=main.__doc__)

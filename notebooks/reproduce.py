@@ -47,7 +47,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from lgi import artifacts
-from lgi.progress import exit_status, terminable
+from lgi.progress import as_command, exit_status
 
 DEFAULT_RUN = "default"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -512,7 +512,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-@terminable()
+@as_command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     args = arguments(argv)

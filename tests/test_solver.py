@@ -432,6 +432,9 @@ def test_other_starts_find_the_way_round():
     assert multi.n_minima[2] == 2
     assert multi.n_minima[1] == 1
     assert over.n_minima[1] == 1
+    assert torch.equal(over.start_gain, torch.zeros(3, dtype=torch.float64))
+    for other in (multi, graph):
+        assert relative(1 - other.start_gain, other.length / over.length) < 1e-12
     assert relative(multi.length[1], over.length[1]) < 1e-3
     assert (multi.n_rows > over.n_rows + 500).all()
 

@@ -1,61 +1,54 @@
-"""Threads of torch that wait sleep, unless the user has said something else, and a busy machine does not stop them."""
+"""What `make` and the commands of lgi start takes one thread, unless the user has said something else."""
 
-import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from benchmarks.busy import busy
 from series import Series
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIABLES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"}
+OWN = [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")]
+ALGORITHM1 = [sys.executable, "-m", "lgi.algorithm1", "--model", "vae1"]
 
 
-def environment(**variables):
-    """The environment of a user who has set these, and OpenMP told to print what it has read."""
-    return {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+def run(command, own):
+    """Output of a command of a user who has set these variables."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | own
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("command", "own", "policy"),
-    [
-        (["-c", "import lgi"], {}, "PASSIVE"),
-        (["-m", "lgi.algorithm1", "--help"], {}, "PASSIVE"),
-        (["-c", "import lgi"], {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-    ],
-)
-def test_openmp_is_told_before_it_is_loaded(command, own, policy):
-    shown = environment(OMP_DISPLAY_ENV="TRUE", **own)
-    done = subprocess.run([sys.executable, *command], env=shown, capture_output=True, text=True, check=True)
-    if "OMP_WAIT_POLICY" not in done.stderr:
-        pytest.skip("this OpenMP does not show its environment")
-    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+@pytest.mark.parametrize(("own", "n"), OWN)
+def test_a_command_and_what_it_starts(own, n):
+    """Torch has been loaded before the command is there to say so."""
+    code = "import os, torch, lgi.progress as p; p.as_command()(lambda: print(torch.get_num_threads()))()"
+    assert run([sys.executable, "-c", f"{code}; print(os.environ['OMP_NUM_THREADS'])"], own).split() == [n, n]
+
+
+@pytest.mark.parametrize(("own", "n"), OWN)
+def test_make(own, n):
+    assert run(["make", "--eval=shown:; @echo $$OMP_NUM_THREADS", "shown"], own) == n
 
 
 @pytest.mark.slow
-def test_a_kernel_of_reproduce_is_told(tmp_path, monkeypatch):
+def test_a_kernel_of_reproduce(tmp_path, monkeypatch):
     series = Series(tmp_path, monkeypatch)
-    # Before any import: notebooks import torch before lgi.
-    series.write("01_a", "import os\nassert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'")
-    command = [sys.executable, str(ROOT / "notebooks" / "reproduce.py"), "--notebooks", str(series.folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_make_tells_the_kernels_that_it_starts_by_other_ways():
-    (ROOT / "Makefile").read_text(encoding="utf-8").index("\nexport OMP_WAIT_POLICY ?= PASSIVE\n")
+    series.write("01_a", "import torch\nassert torch.get_num_threads() == 1")
+    run([sys.executable, str(ROOT / "notebooks" / "reproduce.py"), "--notebooks", str(series.folder)], {})
 
 
 @pytest.mark.alone
-def test_busy_processes_beside_slow_it_down_no_more_than_five_times_as_one_thread():
-    """Two threads that spin are tens of times slower than one here, and two that sleep about as fast."""
-    spec = importlib.util.spec_from_file_location("busy", ROOT / "tests" / "benchmarks" / "busy.py")
-    busy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(busy)
-    with busy.busy(2 * (os.cpu_count() or 1)):
-        one, own = (busy.seconds(busy.SETTINGS[name], 20, 600) for name in ("one thread", "as started"))
-    assert one is not None
-    assert own is not None
-    assert own[0] < 5 * one[0]
+def test_busy_processes_beside_slow_a_command_down_no_more_than_five_times_as_one_thread(tmp_path):
+    """Two threads that spin are tens of times slower than one here."""
+    seconds = []
+    with busy(2 * (os.cpu_count() or 1)):
+        for own, out in (({"OMP_NUM_THREADS": "1"}, "one"), ({}, "own")):
+            before = time.monotonic()
+            run([*ALGORITHM1, "--samples", "20", "--out", str(tmp_path / out)], own)
+            seconds.append(time.monotonic() - before)
+    assert seconds[1] < 5 * seconds[0]

@@ -128,6 +128,9 @@ class ShortenResult:
         certificates and all starts included.
     n_minima : Tensor, shape (...)
         Distinct lengths (relative difference above 1e-3) among the converged curves from all starts.
+    start_gain : Tensor, shape (...)
+        How much shorter the curve is than the one found from the straight line, as a share of the length of that one: 0
+        where no other start has led to a shorter curve, or none was tried.
     history : ShortenHistory
     metric : Metric, optional
         In which was searched; None where the result was read from a file without it.
@@ -150,6 +153,7 @@ class ShortenResult:
     n_control: Tensor
     n_rows: Tensor
     n_minima: Tensor
+    start_gain: Tensor
     history: ShortenHistory
     metric: Metric | None = field(default=None, repr=False)
 
@@ -198,7 +202,7 @@ class ShortenResult:
         tensors = {name: getattr(self, name) for name in _COLUMNS}
         tensors |= {"control_points": self.curve.control_points, "knots": self.curve.knots}
         tensors |= {"energies": self.history.energy, "lengths": self.history.length}
-        artifacts.save(_without_suffix(path), tensors, {}, name="shorten", settings={}, version=1)
+        artifacts.save(_without_suffix(path), tensors, {}, name="shorten", settings={}, version=2)
 
     @property
     def message(self) -> np.ndarray[Any, np.dtype[np.str_]]:
@@ -233,7 +237,7 @@ def load_result(path: str | Path, metric: Metric | None = None) -> ShortenResult
     lgi.artifacts.ArtifactError
         If there is no such file, or it is damaged.
     """
-    tensors = artifacts.load(_without_suffix(path), name="shorten", version=1).tensors
+    tensors = artifacts.load(_without_suffix(path), name="shorten", version=2).tensors
     return ShortenResult(
         curve=CubicBSpline(tensors.pop("control_points"), tensors.pop("knots")),
         history=ShortenHistory(energy=tensors.pop("energies"), length=tensors.pop("lengths")),
@@ -261,6 +265,7 @@ class Found(Rows):
     n_iterations: Tensor
     n_rows: Tensor
     n_minima: Tensor
+    start_gain: Tensor
     energies: Tensor  # (c, n), by iteration
     lengths: Tensor  # (c, n)
 
@@ -325,7 +330,7 @@ class Found(Rows):
         improvement = (self.straight_length - self.length) / self.straight_length
         ratio = torch.where(self.energy > 0, self.length.square() / self.energy, 1).clamp(max=1)
         n_control = torch.tensor([len(level.knots) - 4 for level in levels.all], device=self.level.device)
-        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error", "n_rows")
+        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error", "n_rows", "start_gain")
         counts = ("status", "n_iterations", "n_minima")
         return ShortenResult(
             curve=CubicBSpline(real(control), knots),
