@@ -12,8 +12,8 @@ METHODS: dict[str, type[Method]] = {
 }
 """By the name that ``SolverSettings.method`` has."""
 
-# Dimension above which the dense matrices of Gauss-Newton cost more than products with them: in forward passes of MLPs
-# (tests/benchmarks/walls.py), 4,300 against 4,200 for a pair in 32 dimensions, 12,100 against 3,500 in 64.
+# Dimension above which the dense matrices of Gauss-Newton cost more than products with them: in forward passes of MLPs,
+# 12,500 against 3,900 for a pair in 64 dimensions (tests/benchmarks/walls.py), and as many in 32.
 _LARGEST_DENSE = 32
 
 
