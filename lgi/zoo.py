@@ -26,8 +26,8 @@ from lgi.models import (
 VAES = ("vae1", "vae2")
 CODES = (*VAES, "gan")
 MODELS = (*CODES, "logistic_regression", "published")
-N_PUBLISHED = 5
-"""Trainings of "published", each with a seed of its own."""
+N_TRAININGS = 5
+"""Trainings of each VAE, each with a seed of its own; of ours only the first is shipped."""
 
 Device: TypeAlias = str | torch.device
 Std: TypeAlias = Literal["rbf", "constant"]
@@ -57,16 +57,7 @@ class Codes:
 
 @overload
 def load_model(
-    name: Literal["vae1", "vae2"],
-    device: Device = "cpu",
-    *,
-    std: Std = "rbf",
-    bandwidth: float | None = None,
-    n_centres: int | None = None,
-) -> VAE: ...
-@overload
-def load_model(
-    name: Literal["published"],
+    name: Literal["vae1", "vae2", "published"],
     device: Device = "cpu",
     *,
     seed: int = 0,
@@ -103,7 +94,8 @@ def load_model(
         Variance model of a VAE's decoder: the RBF precision network (the paper's, the default), or the one constant
         it was trained with.
     seed : int, optional
-        Which training of ``"published"``, 0 to 4; by default 0.
+        Which training of a VAE, 0 to 4; by default 0. Of VAE1 and VAE2 only that one is shipped: the others are there
+        where ``python -m lgi.recipes vae1-3`` has trained them.
     bandwidth : float, optional
         c of the RBF network, of basis functions :math:`\exp(-\|z - c_k\|^2 / (2 (c\, s_k)^2))` with s_k the mean
         distance of cluster k to its centre: the smaller, the closer to the codes does the standard deviation rise. By
@@ -125,7 +117,7 @@ def load_model(
         If there is no such model, training or network (those that there are are listed), it has no such option, or the
         device is not available.
     lgi.artifacts.ArtifactError
-        If the file is missing or damaged.
+        If the file is missing (of a training that is not shipped: what makes it) or damaged.
     """
     if name not in MODELS:
         raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
@@ -193,7 +185,7 @@ def load_codes(name: str, device: Device = "cpu", *, seed: int | None = None) ->
     device : str or torch.device
         Where to put them.
     seed : int, optional
-        Which training of ``"published"``; by default 0.
+        Which training of a VAE, as in :func:`load_model`; by default 0.
 
     Returns
     -------
@@ -214,11 +206,11 @@ def load_codes(name: str, device: Device = "cpu", *, seed: int | None = None) ->
 
 def _file(name: str, seed: int | None) -> str:
     """Name of the file of a shipped model."""
-    if name != "published" and seed is not None:
-        raise ValueError(f"seed is an option of published, of which there are {N_PUBLISHED} trainings, not of {name}")
-    if (seed or 0) not in range(N_PUBLISHED):
-        raise ValueError(f"there is no training of published with seed {seed}; there are 0 to {N_PUBLISHED - 1}")
-    return f"published-{seed or 0}" if name == "published" else name
+    if name not in (*VAES, "published") and seed is not None:
+        raise ValueError(f"seed is an option of the VAEs, with {N_TRAININGS} trainings each, not of {name}")
+    if (seed or 0) not in range(N_TRAININGS):
+        raise ValueError(f"there is no training of {name} with seed {seed}; there are 0 to {N_TRAININGS - 1}")
+    return f"{name}-{seed or 0}" if seed or name == "published" else name
 
 
 def restore_vae(artifact: artifacts.Artifact, *, std: Std = "rbf", fused: bool = True) -> VAE:
@@ -345,4 +337,7 @@ def _state(artifact: artifacts.Artifact) -> dict[str, Tensor]:
 
 
 def _shipped(name: str) -> artifacts.Artifact:
-    return artifacts.load(artifacts.data_folder() / "models" / name, name=name)
+    path, of = artifacts.data_folder() / "models" / name, name.removesuffix("-rbf")
+    if of.startswith(VAES) and of not in VAES and not artifacts.exists(path):
+        raise artifacts.ArtifactError(f"{path} is not shipped: python -m lgi.recipes {of} trains it")
+    return artifacts.load(path, name=name)

@@ -14,6 +14,7 @@ from lgi.recipes import (
     GAN_RECIPES,
     PUBLISHED,
     RECIPES,
+    TRAININGS,
     GANRecipe,
     Recipe,
     fit_or_load_logistic_regression,
@@ -21,7 +22,15 @@ from lgi.recipes import (
     train_or_load,
 )
 from lgi.training import distance_to_generated, evaluate
-from lgi.zoo import packed_rbf, restore_codes, restore_gan, restore_logistic_regression, restore_rbf, restore_vae
+from lgi.zoo import (
+    N_TRAININGS,
+    packed_rbf,
+    restore_codes,
+    restore_gan,
+    restore_logistic_regression,
+    restore_rbf,
+    restore_vae,
+)
 
 
 def test_unknown_recipe():
@@ -117,6 +126,40 @@ def test_the_command_trains_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert "there is no gun; there are logistic_regression, vae1, vae2, published-0," in capsys.readouterr().err
+
+
+def test_the_command_trains_what_is_shipped_if_nothing_is_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipes, "_renew_shipped", lambda names, *_: asked.extend(names))
+    monkeypatch.setattr("sys.argv", ["lgi.recipes"])
+    main()
+    assert asked == ["logistic_regression", *RECIPES, *PUBLISHED, *GAN_RECIPES]
+
+
+def test_another_training_is_there_once_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+    for load in (lgi.load_model, lgi.load_codes):
+        with pytest.raises(artifacts.ArtifactError, match=r"not shipped: python -m lgi.recipes vae1-2 trains it"):
+            load("vae1", seed=2)
+    training = dataclasses.replace(QUICK, seed=2)
+    monkeypatch.setitem(TRAININGS, "vae1-2", Recipe(dataset="optdigits", architecture=TINY, training=training))
+    monkeypatch.setitem(recipes.BANDWIDTHS, "vae1-2", {3: (1.25,)})
+    monkeypatch.setattr("sys.argv", ["lgi.recipes", "vae1-2", "--device", "cpu"])
+    main()
+    own, other = (lgi.load_model("vae1", seed=2, n_centres=k).decoder for k in (None, 3))
+    codes = lgi.load_codes("vae1", seed=2)
+    assert torch.equal(own(codes.z)[0], other(codes.z)[0])
+    assert (len(own.std_net.centres), len(other.std_net.centres)) == (QUICK.n_centres, 3)
+
+
+def test_other_trainings_differ_in_their_seed_alone():
+    seeds = {name: {0} for name in RECIPES}
+    for name, recipe in TRAININGS.items():
+        of = name.split("-")[0]
+        assert dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=0)) == RECIPES[of]
+        seeds[of].add(recipe.training.seed)
+    assert all(found == set(range(N_TRAININGS)) for found in seeds.values())
 
 
 def test_published_recipe_is_the_public_code():

@@ -25,7 +25,8 @@ def test_loading_changes_nothing_that_is_drawn_afterwards(name):
 
 
 def test_shipped_files_are_small_and_hold_no_image():
-    files = list((artifacts.data_folder() / "models").iterdir())
+    there = (artifacts.data_folder() / "models").iterdir()
+    files = [file for file in there if file.stem.removesuffix("-rbf") not in recipes.TRAININGS]
     assert sum(file.stat().st_size for file in files) < 5e6
     for name in (file.stem for file in files):
         artifact = artifacts.load(artifacts.data_folder() / "models" / name, name=name)
@@ -88,7 +89,7 @@ def test_shipped_networks(name):
         assert stds == sorted(stds, reverse=True)
 
 
-@pytest.mark.parametrize("seed", range(zoo.N_PUBLISHED))
+@pytest.mark.parametrize("seed", range(zoo.N_TRAININGS))
 def test_published_models(seed):
     vae = lgi.load_model("published", seed=seed)
     assert recipes.train_or_load(f"published-{seed}").record["n_parameters"] == 43_813
@@ -227,7 +228,8 @@ def test_names_of_no_variant(text):
         (lgi.load_model, {"name": "gan", "bandwidth": 1.0}, "no options"),
         (lgi.load_model, {"name": "published", "seed": 5}, "seed 5; there are 0 to 4"),
         (lgi.load_codes, {"name": "published", "seed": -1}, "0 to 4"),
-        (lgi.load_model, {"name": "vae1", "seed": 1}, "5 trainings, not of vae1"),
+        (lgi.load_model, {"name": "vae1", "seed": 5}, "no training of vae1 with seed 5; there are 0 to 4"),
+        (lgi.load_codes, {"name": "gan", "seed": 1}, "option of the VAEs, with 5 trainings each, not of gan"),
         (lgi.load_model, {"name": "vae1", "bandwidth": 0.7}, "k64.c0.8, k64.c1, k64.c1.25"),
         (lgi.load_model, {"name": "published", "n_centres": 9}, "n_centres=9 and bandwidth=1; .* k64.c0.3.* k8.c1$"),
         (lgi.load_model, {"name": "published", "std": "constant", "bandwidth": 0.5}, "has neither"),
