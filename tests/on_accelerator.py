@@ -113,7 +113,7 @@ def test_vgg_features(there):
         ("gauss-newton", "line", 100),
         ("gauss-newton", "multi", 100),
         ("gauss-newton", "graph", 100),
-        ("lbfgs", "line", 100),
+        ("newton-cg", "line", 100),
         ("gradient", "line", 10),
     ],
 )

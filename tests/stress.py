@@ -420,6 +420,7 @@ def surfaces() -> list[Surface]:
         Surface(name="SiLU net", d=4, generator=mlp(4, nn.SiLU), spread=2, first=512),
         Surface(name="tanh net", generator=mlp(2, nn.Tanh, 3), spread=2, first=512, dtype=F32),
         Surface(name="SiLU net, d = 16", d=16, generator=mlp(16, nn.SiLU), first=512, dtype=F32),
+        Surface(name="SiLU net, d = 64", d=64, generator=mlp(64, nn.SiLU), first=512, dtype=F32),
         Surface(name="sharp net, d = 8", d=8, generator=mlp(8, nn.Tanh, 6), first=2048),
         *(Surface(name=f"std wall of {h}", generator=wall(h), spread=1.5, dtype=dtype)
           for h, dtype in ((3, F64), (100, F64), (100, F32))),

@@ -23,7 +23,7 @@ def classifier(x):
 
 
 @pytest.mark.parametrize("generator", [noisy_plane, lambda z: noisy_plane(z)[0]], ids=["eq. 4", "eq. 3"])
-@pytest.mark.parametrize("method", ["gauss-newton", "lbfgs"])
+@pytest.mark.parametrize("method", ["gauss-newton", "newton-cg"])
 @pytest.mark.filterwarnings("ignore:latent dimension 2 >= output dimension 2")
 def test_no_curve_jumps_over_a_border(generator, method):
     metric = PullbackMetric(generator, classifier, latent_dim=2)
@@ -90,7 +90,7 @@ def test_split_adds_up():
         )
 
 
-@pytest.mark.parametrize("method", ["gauss-newton", "lbfgs"])
+@pytest.mark.parametrize("method", ["gauss-newton", "newton-cg"])
 def test_a_saddle_is_left(method):
     """Straight over the top of a hill, and along the outer equator of a torus to the far side, nothing pulls aside."""
     hill = PullbackMetric(lambda z: torch.cat([z, torch.exp(-4 * z.square().sum(-1, keepdim=True))], -1), latent_dim=2)

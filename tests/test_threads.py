@@ -26,7 +26,8 @@ def run(command, own):
 @pytest.mark.parametrize(("own", "n"), OWN)
 def test_a_command_and_what_it_starts(own, n):
     """Torch has been loaded before the command is there to say so."""
-    code = "import os, torch, lgi.progress as p; p.as_command()(lambda: print(torch.get_num_threads(), os.environ['OMP_NUM_THREADS']))()"
+    shown = "lambda: print(torch.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
+    code = f"import os, torch, lgi.progress as p; p.as_command()({shown})()"
     assert run([sys.executable, "-c", code], own).split() == [n, n]
 
 

@@ -15,6 +15,7 @@ from lgi.metric.base import check_metric
 from lgi.metric.lengths import Polyline
 from lgi.solver.energy import Basis, Energy, Sample, free
 from lgi.solver.grid import Grid, constant, interpolation
+from lgi.solver.products import Average, residual_by_products
 from lgi.solver.refinement import Level
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm, relative_eigh
@@ -33,6 +34,8 @@ _CONTROL = 19
 _DEGREE, _MOST_SPANS = 6, 64
 # Coordinates of the nodes of a curve up to which second derivatives are looked at: they need the square of it.
 _MOST_COORDINATES = 1 << 12
+# Above it, a metric costs more forward passes than a curve should; products with it, some ten.
+_MOST_DIMENSIONS = 200
 # Float64 numbers of matrices kept at a time.
 _MOST_VALUES = 1 << 25
 
@@ -204,7 +207,7 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
         rough &= doubling < DOUBLINGS
         if not bool(rough.all()):
             done, here = curves[~rough], sample[~rough]
-            residual, norm = projected_gradient(energy, level, done(level.weighing.t)[0], here)
+            residual, norm, _ = projected_gradient(energy, level, done.at, here)
             yield _Seen(
                 index=done.index,
                 energy=here.energy,
@@ -220,7 +223,7 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
 
 
 def least_curvature(
-    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, norm: Norm
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, norm: Norm | None
 ) -> tuple[Tensor, Tensor]:
     """Least ``E'' / 2`` (c,) of variations of norm 1, and these (c, n_free, d); NaN where that is too much for memory.
 
@@ -228,7 +231,7 @@ def least_curvature(
     """
     basis = energy.basis(level.grid, level.knots)
     n_free = len(level.knots) - 6
-    if len(level.grid.t) * energy.d > _MOST_COORDINATES:
+    if norm is None:
         nothing = sample.energy.new_full((len(sample.energy), n_free, energy.d), torch.nan)
         return nothing[:, 0, 0], nothing
     known = energy.sample_points(level.grid, *at(level.grid), 2).curvature
@@ -286,16 +289,35 @@ def _told(
     )
 
 
-def projected_gradient(energy: Energy, level: Level, points: Tensor, sample: Sample) -> tuple[Tensor, Norm]:
-    """Relative projected gradient (c,) of curves sampled on a level's measuring grid, and the norm it is taken in.
+def projected_gradient(
+    energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, average: Average | None = None
+) -> tuple[Tensor, Norm | None, Tensor | float]:
+    """Relative projected gradient (c,) of curves sampled on a level's measuring grid, the norm, and decoder rows taken.
 
-    The norm is that of the metric at ``points`` (c, n, d) on the curves, at the nodes of the level's weighing grid.
+    The norm is that of the metric at the nodes of the level's weighing grid; where its matrices are too large for
+    memory, it is applied by products at those of the level's grid, and not returned. ``at`` gives points and velocities
+    (c, n, d) of the curves on a grid.
     """
+    gradient = sample.gradient(energy.basis(level.measuring, level.knots))
+    if average is not None or not has_matrices(energy, level.grid):
+        points = at(level.grid)[0]
+        if average is None:
+            average = Average.of(energy, points[:, points.shape[1] // 2])
+        basis = energy.basis(level.grid, level.knots)
+        residual, rows = residual_by_products(
+            energy, level.grid, basis, points, gradient, known=sample.energy, average=average
+        )
+        return residual, None, rows
+    points = at(level.weighing)[0]
     I = constant(interpolation(level.weighing, level.grid, linearly=True), energy.device)
     M = torch.einsum("pk,ckab->cpab", I, energy.tensor(points))
     norm = Norm.of(energy.norm(level.grid, energy.basis(level.grid, level.knots), M))
-    gradient = sample.gradient(energy.basis(level.measuring, level.knots))
-    return norm.residual(slice(None), gradient, sample.energy), norm
+    return norm.residual(slice(None), gradient, sample.energy), norm, energy.tensor_cost * len(level.weighing.t)
+
+
+def has_matrices(energy: Energy, grid: Grid) -> bool:
+    """Whether second derivatives and norms of curves on a grid are made; else they are products."""
+    return len(grid.t) * energy.d <= _MOST_COORDINATES and energy.d <= _MOST_DIMENSIONS
 
 
 def length_error(sample: Sample, coarse: Tensor) -> Tensor:

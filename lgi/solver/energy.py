@@ -293,20 +293,73 @@ class Energy:
     def sample(self, grid: Grid, basis: Basis, control: Tensor, order: int) -> Sample:
         """Energies of splines with control points (c, n_control, d); 1: with gradients, 2: with the curvature too."""
         B, dB = basis
-        parts = control.split(self._n_curves(len(grid.t)))
+        parts = control.split(self.n_curves(len(grid.t)))
         return Sample.joined([self._sample(grid, B @ part, dB @ part, order) for part in parts])
 
     def sample_points(self, grid: Grid, z: Tensor, v: Tensor, order: int) -> Sample:
         """The same of any curves, given by points and velocities (c, n, d) at the nodes."""
-        n = self._n_curves(len(grid.t))
+        n = self.n_curves(len(grid.t))
         return Sample.joined([self._sample(grid, *part, order) for part in zip(z.split(n), v.split(n), strict=True)])
+
+    def differentiable_gradient(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
+        """Products of second derivatives by z and v (c, n, d) with changes of both, of one recorded gradient."""
+        if self.rest is not None:
+            return self._differences(grid, z, v)
+        assert self.embedded is not None
+        w = constant(grid.weights, z)
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            h = evenly(self.metric.embed, leaf)
+            change = grid.derivatives(h - h[:, :1])
+            (slope,) = torch.autograd.grad((change.square().sum(-1) @ w).sum(), leaf, create_graph=True)
+
+        def product(dz: Tensor, dv: Tensor) -> Basis:
+            (by_z,) = torch.autograd.grad(slope, leaf, dz.to(z), retain_graph=True)
+            return by_z.double(), torch.zeros_like(dv)
+
+        return product
+
+    def _differences(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
+        """The same by central differences of gradients, where there is no embedding of all of the metric."""
+
+        def product(dz: Tensor, dv: Tensor) -> Basis:
+            size = torch.linalg.vector_norm(dz, dim=(1, 2), keepdim=True).clamp_min(torch.finfo(dz.dtype).tiny)
+            length = torch.linalg.vector_norm(z - z[:, :1], dim=(1, 2), keepdim=True).double()
+            step = torch.finfo(z.dtype).eps ** (1 / 3) * length / size
+            there, back = (self.sample_points(grid, z + sign * step * dz, v + sign * step * dv, 1) for sign in (1, -1))
+            assert there.z_gradient is not None
+            assert back.z_gradient is not None
+            assert there.v_gradient is not None
+            assert back.v_gradient is not None
+            by_z, by_v = there.z_gradient - back.z_gradient, there.v_gradient - back.v_gradient
+            return by_z / (2 * step), by_v / (2 * step)
+
+        return product
+
+    def metric_product(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Products (c, n, d) of the metric at points (c, n, d) with vectors, in float64."""
+        if self.rest is not None:
+            return lambda v: evenly(self.metric.apply, z, v.to(z)).double()
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            h = evenly(self.metric.embed, leaf)
+            weight = torch.zeros_like(h).requires_grad_()
+            (pulled,) = torch.autograd.grad(h, leaf, weight, create_graph=True)
+
+        def product(v: Tensor) -> Tensor:
+            # Twice transposed: J v is the gradient by u of <J^T u, v>.
+            (pushed,) = torch.autograd.grad(pulled, weight, v.to(z), retain_graph=True)
+            return torch.autograd.grad(h, leaf, pushed, retain_graph=True)[0].double()
+
+        return product
 
     def tensor(self, z: Tensor) -> Tensor:
         """Metric at points (c, n, d), in float64."""
-        parts = z.to(self.dtype).split(self._n_curves(z.shape[1]))
+        parts = z.to(self.dtype).split(self.n_curves(z.shape[1]))
         return torch.cat([evenly(self.metric.tensor, part) for part in parts]).double()
 
-    def _n_curves(self, n_nodes: int) -> int:
+    def n_curves(self, n_nodes: int) -> int:
+        """Curves that are sampled at a time."""
         return max(1, self.budget // (n_nodes * self.n_values))
 
     def _sample(self, grid: Grid, z: Tensor, v: Tensor, order: int) -> Sample:
@@ -354,12 +407,12 @@ class Energy:
         scaled = constant(grid.nodal_weights, self.device)[:, None, None] * dB[:, :, None] * dB[:, None, :]
         return torch.einsum("kij,ckab->ciajb", scaled, M).flatten(3, 4).flatten(1, 2)
 
-    def length_gradient(self, grid: Grid, sample: Sample, velocity: Tensor, M: Tensor) -> Sample:
+    def length_gradient(self, grid: Grid, sample: Sample, velocity: Tensor, covector: Tensor) -> Sample:
         """Sample with the gradient of the length in place of that of the energy, in the units of the latter.
 
         To move the points of a curve along the curve changes the speed at which it is run through, and with it the
         energy, but not the length. So that part of the gradient is taken away; at constant speed, what is left is the
-        gradient of the length. ``velocity`` (c, n, d) and the metric ``M`` (c, n, d, d) are those at the nodes.
+        gradient of the length. ``velocity`` (c, n, d) is that at the nodes, ``covector`` the metric's product with it.
         """
         z_gradient, v_gradient = sample.z_gradient, sample.v_gradient
         assert z_gradient is not None
@@ -376,7 +429,6 @@ class Energy:
                 constant(x, self.device) for x in (grid.weights, grid.nodal_weights, grid.node, whole(grid))
             )
             z_gradient = z_gradient + D.T @ ((weights / nodal[node])[:, None] * v_gradient[:, node])
-        covector = (M @ velocity[..., None])[..., 0]
         squared_speed = (velocity * covector).sum(-1, keepdim=True).clamp_min(tiny)
         z_gradient = z_gradient - covector * ((velocity * z_gradient).sum(-1, keepdim=True) / squared_speed)
         return replace(sample, z_gradient=z_gradient, v_gradient=None)

@@ -84,7 +84,6 @@ class Search:
             has_finer_grid=self.levels.has_finer_grid(number),
         )
         method = self.method(stage)
-        self.found.n_rows[index] += method.n_rows
         live = torch.arange(len(index), device=index.device)
         while True:
             # Where derivatives jump, steps never keep their promise: the search ends when it gains no more.
@@ -97,6 +96,7 @@ class Search:
                 smooth = self.verdict.is_smooth(level, index[stale], group.control[stale])
                 self.verdict.renew(stage, method, stale[smooth])
             live = self._iterate(stage, method, live)
+        self.found.n_rows[index] += method.n_rows
         group.learnt = method.learnt()
         return self._conclude(number, stage, method)
 
@@ -180,7 +180,7 @@ class Search:
         """
         energy, level = self.energy, stage.level
         group = stage.group[done]
-        index, control = group.index, group.control
+        index, control, average = group.index, group.control, group.average
         straight = line(self.start[index], self.end[index], level.knots)
         moved = ((control - straight).abs() > 1e-12 * straight.abs().amax((1, 2), keepdim=True)).any(-1).any(-1)
         control[:] = energy.rounded(torch.where(moved[:, None, None], control, straight))
@@ -198,7 +198,7 @@ class Search:
         self.found.level[index[kept]] = number
         coarse, rough = stage.sample.length[done], torch.zeros_like(keep)
         failed[kept], longer[kept], rough[kept] = self.verdict.record(
-            level, index[kept], control[kept], sample[kept], coarse[kept]
+            level, index[kept], control[kept], sample[kept], coarse[kept], average=average and average[kept]
         )
         # What the measuring grid does not resolve is measured on finer ones: a length must be one, converged or not.
         coarse = sample.length.clone()
@@ -210,7 +210,9 @@ class Search:
             basis = energy.basis(level.measuring, level.knots)
             sample = self.verdict.sample(level.measuring, basis, index[at], control[at], 1)
             finer = sample.length.clone()
-            failed[at], longer[at], rough[at] = self.verdict.record(level, index[at], control[at], sample, coarse[at])
+            failed[at], longer[at], rough[at] = self.verdict.record(
+                level, index[at], control[at], sample, coarse[at], average=average and average[at]
+            )
             coarse[at] = finer
         final = keep & ~(again & (failed | longer))
         unknown = located(final & ~self.found.known[index])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lgi.solver.certificate import (
     KNOWN,
+    has_matrices,
     least_curvature,
     length_error,
     projected_gradient,
@@ -18,6 +19,7 @@ from lgi.solver.certificate import (
 from lgi.solver.energy import Basis, Energy, Sample
 from lgi.solver.grid import Grid
 from lgi.solver.methods.base import Method, Stage
+from lgi.solver.products import Average
 from lgi.solver.refinement import Level
 from lgi.solver.result import Found, Status
 from lgi.solver.rows import located
@@ -46,7 +48,14 @@ class Verdict:
         return self.energy.sample(grid, basis, control, order)
 
     def record(
-        self, level: Level, index: Tensor, control: Tensor, sample: Sample, coarse: Tensor
+        self,
+        level: Level,
+        index: Tensor,
+        control: Tensor,
+        sample: Sample,
+        coarse: Tensor,
+        *,
+        average: Average | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compare measured curves with the line, certify the shorter of both and note the result.
 
@@ -73,10 +82,12 @@ class Verdict:
         if energy.embedded is not None:
             # The line that is kept has no length on the coarser grid; its highest modes say enough.
             coarse = torch.where(longer, sample.length, coarse)
-        found.n_rows[index] += energy.tensor_cost * len(level.weighing.t)
-        points = energy.basis(level.weighing, level.knots)[0] @ control
-        parts = self.parts(torch.arange(len(index), device=index.device), level.grid)
-        residual = torch.cat([projected_gradient(energy, level, points[part], sample[part])[0] for part in parts])
+        residual = torch.empty_like(sample.energy)
+        everything = torch.arange(len(index), device=index.device)
+        for part in self.parts(everything, level.grid, by_products=average is not None):
+            at_part, own = placed(energy, level, control[part]), None if average is None else average[part]
+            residual[part], _, rows = projected_gradient(energy, level, at_part, sample[part], own)
+            found.n_rows[index[part]] += rows
         error = length_error(sample, coarse)
         before = found.straight_length[index]
         straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight_length - before).abs(), 0))
@@ -142,13 +153,9 @@ class Verdict:
             found.curvature[group.index[chosen[doubtful]]] = _SURE
         for part in self.parts(located(~known), level.grid):
             index, control = group.index[chosen[part]], here[part]
-
-            def at(grid: Grid, control: Tensor = control) -> Basis:
-                points, velocities = energy.basis(grid, level.knots)
-                return points @ control, velocities @ control
-
+            at = placed(energy, level, control)
             measured = self.sample(level.measuring, energy.basis(level.measuring, level.knots), index, control, 1)
-            norm = projected_gradient(energy, level, at(level.weighing)[0], measured)[1]
+            norm = projected_gradient(energy, level, at, measured)[1]
             curvature, x = least_curvature(energy, level, at, measured, norm)
             found.curvature[index] = curvature
             found.n_rows[index] += energy.cost(level.grid, 2) + 2 * energy.cost(level.measuring, 1)
@@ -169,7 +176,22 @@ class Verdict:
         method.distrust(chosen[left])
         return left
 
-    def parts(self, curves: Tensor, grid: Grid) -> Sequence[Tensor]:
-        """So many of some curves at a time that their second derivatives, at all pairs of nodes, fit into memory."""
+    def parts(self, curves: Tensor, grid: Grid, *, by_products: bool = False) -> Sequence[Tensor]:
+        """So many of some curves at a time that their second derivatives, at all pairs of nodes, fit into memory.
+
+        Where there are only products, that what is recorded for these does.
+        """
         n_curves = max(1, 8 * self.energy.budget // (len(grid.t) * self.energy.d) ** 2)
+        if by_products or not has_matrices(self.energy, grid):
+            n_curves = self.energy.n_curves(len(grid.t))
         return curves.split(n_curves) if len(curves) else ()
+
+
+def placed(energy: Energy, level: Level, control: Tensor) -> Callable[[Grid], Basis]:
+    """Points and velocities (c, n, d), on a grid, of the splines with control points (c, n_control, d)."""
+
+    def at(grid: Grid) -> Basis:
+        points, velocities = energy.basis(grid, level.knots)
+        return points @ control, velocities @ control
+
+    return at

@@ -230,7 +230,7 @@ def main() -> None:
     runs = [
         ("lgi gauss-newton", arguments.pairs, SolverSettings()),
         ("lgi gauss-newton, length_tolerance 1e-5", 100, SolverSettings(length_tolerance=1e-5)),
-        ("lgi lbfgs", 100, SolverSettings(method="lbfgs", n_iterations=300)),
+        ("lgi newton-cg", 100, SolverSettings(method="newton-cg")),
         ("lgi gradient (the paper's)", 20, SolverSettings(method="gradient", n_iterations=300)),
         ("lgi gauss-newton, 4 starts", 100, SolverSettings(starts="multi")),
     ]

@@ -38,7 +38,10 @@ RUNS = (
     ("silu", 10, {}),
     ("relu", 10, {}),
     ("mlp16", 10, {}),
-    ("mlp64", 10, {"method": "lbfgs"}),
+    ("mlp64", 20, {}),
+    ("mlp128", 20, {}),
+    ("mlp256", 10, {}),
+    ("mlp512", 20, {}),
 )
 
 
@@ -143,6 +146,7 @@ def measured(lgi, name: str, n: int, settings: dict) -> dict:
         "iterations": round(float(result.n_iterations.double().mean()), 1),
         "statuses": dict(Counter(names(int(s)).name.lower() for s in result.status)),
         "settings": settings,
+        "git_commit": lgi.artifacts.provenance()["git_commit"],
     }
 
 
@@ -165,7 +169,11 @@ def main() -> None:
     parser.add_argument("--against", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict = {}
+    target = HERE.with_suffix(".json")
+    # Rows that are not run again stay, each with the commit that it is of.
+    found: dict = json.loads(target.read_text(encoding="utf-8"))["results"] if target.exists() else {}
+    for name in args.only:
+        found.pop(name, None)
     for name, n, settings in RUNS:
         if name in args.only:
             for version, folder in {"now": HERE.parents[2], "before": args.against}.items():
@@ -174,7 +182,6 @@ def main() -> None:
                     found.setdefault(name, {})[version] = row
                     print(f"{name:9s} {version:6s} {row}", flush=True)
     lgi = loaded(HERE.parents[2])
-    target = HERE.with_suffix(".json")
     record = {"provenance": lgi.artifacts.provenance(), "threads": 1, "results": found}
     target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

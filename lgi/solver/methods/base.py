@@ -12,13 +12,11 @@ from torch import Tensor
 
 from lgi.solver.energy import Basis, Curvature, Energy, Sample
 from lgi.solver.grid import Grid
+from lgi.solver.products import Average
 from lgi.solver.refinement import Level, bisected, grid_degrees
 from lgi.solver.rows import Rows
 from lgi.solver.steps import Norm
 from lgi.spline import uniform_knots
-
-# Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
-_PLATEAU = 5
 
 
 @dataclass(eq=False)
@@ -30,6 +28,7 @@ class Group(Rows):
     doubts: Tensor  # (c,), steps so far of which a method had expected more
     curvature: Curvature | None = None  # along the first curve, at the nodes of the first grid
     learnt: Tensor | None = None  # (c, f, f), what a method has learnt of the second derivatives since
+    average: Average | None = None  # the metric along the first curve, which preconditions
 
 
 @dataclass(eq=False)
@@ -74,8 +73,8 @@ class Method(Steps):
     """Order of the derivatives of the first curve that a method wants: 2 with the curvature."""
     foretells: ClassVar[bool] = False
     """Whether :meth:`gain` is a forecast, by which the number of knots is chosen."""
-    n_rows: float = 0.0
-    """Decoder rows a curve that it has taken to make the method."""
+    n_rows: float | Tensor = 0.0
+    """Decoder rows a curve that the method has taken beside the samples of the search."""
 
     @staticmethod
     def knots(n_control: int) -> list[Tensor]:
@@ -135,24 +134,3 @@ class Method(Steps):
         """Steps of some of the curves on the measuring grid, if there are any, and the norm in which they are small."""
         del chosen
         return None
-
-
-class FirstOrder(Method):
-    """By gradients alone; a curve goes on until its energy has a plateau."""
-
-    def __init__(self, stage: Stage) -> None:
-        unit = stage.gradient.new_ones(1, len(stage.grid.t), 1, 1)
-        self.stiffness = stage.energy.norm(stage.grid, stage.basis, unit)[0]
-        self.past: list[Tensor] = []
-
-    @abstractmethod
-    def least_decrease(self, stage: Stage) -> Tensor:
-        """Relative decrease (c,) of the energy below which there is a plateau."""
-
-    def going(self, stage: Stage, live: Tensor) -> Tensor:
-        """Which of the curves ``live`` (l,) take another step."""
-        now = stage.sample.energy.clone()
-        self.past = [*self.past[-_PLATEAU:], now]
-        if len(self.past) <= _PLATEAU:
-            return torch.ones_like(live, dtype=torch.bool)
-        return ((self.past[0] - now) / now > self.least_decrease(stage))[live]

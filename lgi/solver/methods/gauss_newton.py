@@ -107,7 +107,9 @@ class GaussNewton(Method):
         residual = self.steps.norm.residual(live, stage.gradient[live], sample.energy)
         outlook = self.finer_norm.residual(live, sample.gradient(self.finer_basis), sample.energy)
         velocity = stage.basis[1] @ stage.group.control[live]
-        of_length = stage.energy.length_gradient(stage.grid, sample, velocity, self.metric[live])
+        of_length = stage.energy.length_gradient(
+            stage.grid, sample, velocity, (self.metric[live] @ velocity[..., None])[..., 0]
+        )
         shortening = self.finer_norm.residual(live, of_length.gradient(self.finer_basis), sample.energy)
         self.promise[live] = promise = shortening.square() / 2
         wanted = torch.where(self.steps.damping[live] == 0, _LEFT, 1) * stage.tolerance

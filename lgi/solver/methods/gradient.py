@@ -7,20 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lgi.solver.methods.base import FirstOrder, Stage
+from lgi.solver.methods.base import Method, Stage
 from lgi.spline import CubicBSpline
 
+# Iterations; ours: a curve that has stopped getting shorter for so long has a plateau.
+_PLATEAU = 5
 
-class GradientDescent(FirstOrder):
+
+class GradientDescent(Method):
     """Steps against the gradient with respect to the control points, their size adapted to each curve."""
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
         # The inverse of the largest second derivative, were the metric everywhere the identity over the ratio of
         # squared latent and squared decoded length.
         energy, control = stage.sample.energy, stage.group.control.to(stage.energy.dtype)
         squared = (control[:, -1] - control[:, 0]).double().square().sum(-1)
-        self.size = torch.where(energy > 0, squared / energy, 0) / (2 * torch.linalg.matrix_norm(self.stiffness, 2))
+        unit = stage.gradient.new_ones(1, len(stage.grid.t), 1, 1)
+        stiffness = stage.energy.norm(stage.grid, stage.basis, unit)[0]
+        self.size = torch.where(energy > 0, squared / energy, 0) / (2 * torch.linalg.matrix_norm(stiffness, 2))
+        self.past: list[Tensor] = []
 
     @staticmethod
     def knots(n_control: int) -> list[Tensor]:
@@ -39,9 +44,13 @@ class GradientDescent(FirstOrder):
         del nodes
         return (6,)
 
-    def least_decrease(self, stage: Stage) -> Tensor:
-        """The same for all curves: of the energy, which the descent lowers, where the paper looks at the length."""
-        return torch.full_like(stage.sample.energy, stage.length_tolerance)
+    def going(self, stage: Stage, live: Tensor) -> Tensor:
+        """Which of the curves ``live`` (l,) take another step: those whose energy, which it lowers, has no plateau."""
+        now = stage.sample.energy.clone()
+        self.past = [*self.past[-_PLATEAU:], now]
+        if len(self.past) <= _PLATEAU:
+            return torch.ones_like(live, dtype=torch.bool)
+        return ((self.past[0] - now) / now > stage.length_tolerance)[live]
 
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
         """Not known (c,): control points are added up to the maximum."""
