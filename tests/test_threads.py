@@ -47,7 +47,7 @@ def test_a_kernel_of_reproduce(tmp_path, monkeypatch):
 def test_busy_processes_beside_slow_a_command_down_no_more_than_five_times_as_one_thread(tmp_path):
     """Two threads that spin are tens of times slower than one here."""
     seconds = []
-    with busy(2 * (os.cpu_count() or 1)):
+    with busy(os.cpu_count() or 1):
         for own, out in (({"OMP_NUM_THREADS": "1"}, "one"), ({}, "own")):
             before = time.monotonic()
             run([*ALGORITHM1, "--samples", "20", "--out", str(tmp_path / out)], own)

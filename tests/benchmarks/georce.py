@@ -2,11 +2,12 @@
 
     LGI_DATA=... .venv/bin/python tests/benchmarks/georce.py [--pairs 4] [--points 64] [--iterations 60]
 
-GEORCE (Rygaard & Hauberg, "A fast control algorithm for constructing geodesics", 2025) takes the energy of a polygon with n segments u_t, sum_t u_t^T G(x_t)
-u_t, for an optimal control problem: with the multipliers m_t of x_{t+1} = x_t + u_t, a stationary polygon has
-u_t = -G(x_t)^-1 m_t / 2 and m_{t-1} = m_t + d/dx u_t^T G(x) u_t at x_t. Each iteration solves this with G and the
-derivatives of the last polygon and goes so far on the way there that the energy falls. There is no parameter but n. The
-lengths of its polygons are measured at 16 points a segment. One thread, processor time; writes georce.json beside it.
+GEORCE (Rygaard & Hauberg, "A fast control algorithm for constructing geodesics", 2025) takes the energy of a polygon
+with n segments u_t, sum_t u_t^T G(x_t) u_t, for an optimal control problem: with the multipliers m_t of
+x_{t+1} = x_t + u_t, a stationary polygon has u_t = -G(x_t)^-1 m_t / 2 and m_{t-1} = m_t + d/dx u_t^T G(x) u_t at x_t.
+Each iteration solves this with G and the derivatives of the last polygon and goes so far on the way there that the
+energy falls. There is no parameter but n. The lengths of its polygons are measured at 16 points a segment. One thread,
+processor time; writes georce.json beside it.
 """
 
 import argparse
