@@ -57,7 +57,7 @@ def as_command() -> Iterator[None]:
 
     One thread, also in the processes that the command starts, unless OMP_NUM_THREADS is set. Threads of torch that wait
     for each other spin, and beside other busy processes take the processor from the very thread that they wait for: two
-    are then tens of times slower than one. On a quiet machine they save a sixth of the time for networks as small as
+    are then many times slower than one. On a quiet machine they save a sixth of the time for networks as small as
     the shipped ones, and threads that sleep while they wait save nothing (tests/benchmarks/busy.py).
     """
     threads, unsaid = torch.get_num_threads(), "OMP_NUM_THREADS" not in os.environ

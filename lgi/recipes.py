@@ -222,7 +222,7 @@ _GRID = (1.0, 0.8, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3)
 BANDWIDTHS: dict[str, dict[int, tuple[float, ...]]] = {
     **{name: {64: (1.0, 0.8)} for name in (*RECIPES, *TRAININGS)},
     "published-0": {8: _GRID, 64: _GRID},
-    **{f"published-{seed}": {8: _GRID} for seed in range(1, 5)},
+    **{f"published-{seed}": {8: _GRID} for seed in range(1, N_TRAININGS)},
 }
 
 

@@ -295,10 +295,19 @@ _TABLE = """\
 -saddle = located(curvature < -self.settings.tolerance)
 +saddle = located(curvature < -torch.inf)
   test_solver_ridges.py::test_a_saddle_is_left
+=== solver/products
+# a residual of few products: in many dimensions curves are certified that are not
+-_WANTED, _MOST = 0.01, 300
++_WANTED, _MOST = 0.5, 300
+  test_solver.py::test_residuals_by_products_are_those_by_matrices
 === solver/shortening
 # longest of all starts: more starts make results worse
 -shortest = lengths.argmin(0)
 +shortest = lengths.argmax(0)
+  test_other_starts_find_the_way_round
+# gain of other starts relative to the best: more than there was to gain
+-1 - best.length / founds[0].length
++founds[0].length / best.length - 1
   test_other_starts_find_the_way_round
 # bent starts by the place in the chunk: results depend on how many curves are worked on at a time
 -(apart + number).tolist()
@@ -529,6 +538,10 @@ _TABLE = """\
 +if not kept["digest"]:
   test_an_edited_file_is_refused
 === progress
+# a command on all cores: on a busy machine it takes many times as long
+-torch.set_num_threads(1)
++torch.set_num_threads(2)
+  test_threads.py::test_a_command_and_what_it_starts
 # hidden bars: a forked process that is killed while it makes one stops all others for good
 -    if not show:
 -        yield lambda _: None

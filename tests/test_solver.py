@@ -311,7 +311,7 @@ def test_geodesics_of_a_sphere_in_128_dimensions():
 
 
 def test_a_decoder_of_128_dimensions_is_certified_by_default():
-    """The network of tests/benchmarks/walls.py, where L-BFGS reached no certificate."""
+    """The network of tests/benchmarks/walls.py."""
     net = nn.Sequential(nn.Linear(128, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 784), nn.Tanh())
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -326,13 +326,15 @@ def test_a_decoder_of_128_dimensions_is_certified_by_default():
     assert result.n_rows.max() < 8000
 
 
-def test_residuals_by_products_are_those_by_matrices(monkeypatch):
-    metric = PullbackMetric(random_decoder(d=8, n_values=60))
-    start, end = random_pairs(4, d=8)
-    line = CubicBSpline.line(start, start + 0.3 * (end - start), n_control=7)
+# The second takes tens of products; matrices interpolate the metric between nodes, which makes 1.4 % of difference.
+@pytest.mark.parametrize(("d", "far", "n_control", "difference"), [(8, 0.3, 7, 0.01), (16, 1, 19, 0.02)])
+def test_residuals_by_products_are_those_by_matrices(d, far, n_control, difference, monkeypatch):
+    metric = PullbackMetric(random_decoder(d=d, n_values=60))
+    start, end = random_pairs(4, d=d)
+    line = CubicBSpline.line(start, start + far * (end - start), n_control=n_control)
     by_matrices = certify(metric, line).residual
     monkeypatch.setattr("lgi.solver.certificate._MOST_DIMENSIONS", 4)
-    assert relative(certify(metric, line).residual, by_matrices) < 0.01
+    assert relative(certify(metric, line).residual, by_matrices) < difference
 
 
 def test_newton_cg_is_preconditioned_by_the_metric():

@@ -65,6 +65,6 @@ command()"""
 
 @pytest.mark.alone
 def test_busy_processes_beside_slow_a_command_down_no_more_than_five_times_as_one_thread():
-    """Two threads that spin are tens of times slower than one here."""
+    """Two threads that spin are many times slower than one here."""
     own, one = map(float, run([sys.executable, "-c", BUSY], {}).split())
     assert own < 5 * one

@@ -301,7 +301,7 @@ class Energy:
         n = self.n_curves(len(grid.t))
         return Sample.joined([self._sample(grid, *part, order) for part in zip(z.split(n), v.split(n), strict=True)])
 
-    def differentiable_gradient(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
+    def second_derivatives(self, grid: Grid, z: Tensor, v: Tensor) -> Callable[[Tensor, Tensor], Basis]:
         """Products of second derivatives by z and v (c, n, d) with changes of both, of one recorded gradient."""
         if self.rest is not None:
             return self._differences(grid, z, v)

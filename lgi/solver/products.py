@@ -73,7 +73,7 @@ def hessian(energy: Energy, grid: Grid, basis: Basis, control: Tensor) -> Produc
     points, velocities = free(basis)
     z = (basis[0] @ control).to(energy.dtype)
     v = (basis[1] @ control).to(energy.dtype)
-    slope = energy.differentiable_gradient(grid, z, v)
+    slope = energy.second_derivatives(grid, z, v)
 
     def product(x: Tensor) -> Tensor:
         x = x.unflatten(1, (-1, energy.d))

@@ -21,13 +21,12 @@ class SolverSettings:
         ``"gauss-newton"`` needs ``d`` forward derivatives a point now and then, and matrices of all control points;
         ``"newton-cg"`` takes Newton steps by products with second derivatives, and ``d`` forward derivatives at one
         point of a curve, for many dimensions; ``"auto"`` takes the first up to d = 32 and the second above.
-        ``"gradient"`` is gradient
-        descent on the energy from two free control points, with one more on each plateau, as in the paper, but for
-        this: a plateau is one of the energy, which is what it lowers, and not of the length (relatively less than
-        ``length_tolerance`` in five iterations); the size of the steps is not given, but found for each curve, longer
-        after steps that keep their promise and shorter after others, and a step that raises the energy is taken back;
-        the energy is that of spectral elements (of degree 6, whatever ``nodes``); and the line is returned where no
-        shorter curve was found.
+        ``"gradient"`` is gradient descent on the energy from two free control points, with one more on each plateau,
+        as in the paper, but for this: a plateau is one of the energy, which is what it lowers, and not of the length
+        (relatively less than ``length_tolerance`` in five iterations); the size of the steps is not given, but found
+        for each curve, longer after steps that keep their promise and shorter after others, and a step that raises the
+        energy is taken back; the energy is that of spectral elements (of degree 6, whatever ``nodes``); and the line is
+        returned where no shorter curve was found.
     n_control : int
         Largest number of control points. The paper's "maximal node count" has no number. 20 bring smooth closed forms
         to 1e-6; metrics that the standard deviation rules need up to 35 (tests/benchmarks/walls.py).

@@ -13,7 +13,7 @@ METHODS: dict[str, type[Method]] = {
 """By the name that ``SolverSettings.method`` has."""
 
 # Dimension above which the dense matrices of Gauss-Newton cost more than products with them: in forward passes of MLPs,
-# 12,500 against 3,900 for a pair in 64 dimensions (tests/benchmarks/walls.py), and as many in 32.
+# 12,500 against 3,900 for a pair in 64 dimensions (tests/benchmarks/walls.py).
 _LARGEST_DENSE = 32
 
 
