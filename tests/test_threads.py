@@ -30,7 +30,7 @@ def test_a_command_and_what_it_starts(own, n):
 
 @pytest.mark.parametrize(("own", "n"), OWN)
 def test_make(own, n):
-    assert run(["make", "--eval=shown:; @echo $$OMP_NUM_THREADS", "shown"], own) == n
+    assert run(["make", "--no-print-directory", "--eval=shown:; @echo $$OMP_NUM_THREADS", "shown"], own) == n
 
 
 @pytest.mark.slow
