@@ -96,7 +96,7 @@ def worst_case_improvement(
     n_samples : int
         Number of samples; the paper's is 1000.
     step_size : float
-        Euclidean length of the straight line in latent space; the paper gives no number.
+        Euclidean length of the straight line in latent space; the paper gives no number, its public code 1.
     seed : int
         Sample ``i`` is drawn from a stream of its own, of (seed, i): the same whatever is drawn beside it.
     direction : {"maximal", "minimal", "random", "pairs"}

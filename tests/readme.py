@@ -1,8 +1,8 @@
-"""Write the generated parts of README.md from what was recorded: `python tests/readme.py`.
+"""Write the generated parts of README.md and tests/benchmarks/README.md from records: `python tests/readme.py`.
 
 Results are the tables that the committed notebooks show; timings are those of tests/benchmarks/*.json. With `--times`,
 as `make notebooks` calls it, the run times of the notebooks are taken over from runs/default first.
-tests/test_readme.py fails when README.md is stale.
+tests/test_readme.py fails when a page is stale.
 """
 
 import json
@@ -153,7 +153,28 @@ def series() -> str:
         (path,) = _notebooks(number)
         title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ").replace("· ", "")
         rows.append([f"[{title}](notebooks/{path.name})", question, paper, minutes(number), "not measured"])
-    return _table("| notebook | question | paper | 2 CPU cores | GPU |", rows)
+    return _table("| notebook | question | paper | one CPU core | GPU |", rows)
+
+
+def speed() -> str:
+    """What a user waits for, beside the scheme of the paper's code."""
+    metric, curves, study = _recorded("metric")["results"]["tensor"], _recorded("geodesics"), _recorded("algorithm1")
+    methods = curves["methods"]
+    ours, original = (methods[name] for name in ("lgi gauss-newton", "original scheme"))
+    per_second = [metric[name][-1]["points_per_second"] for name in ("lgi", "original")]
+    rows = [
+        ["metric tensors a second", *(f"{number:,.0f}" for number in per_second)],
+        ["a shorter curve, s", *(f"{row['seconds a pair']:.2g}" for row in (ours, original))],
+        ["the same, decoder rows", *(f"{row['decoder rows a pair']:,.0f}" for row in (ours, original))],
+        ["Algorithm 1, 1000 samples, s", f"{study['seconds']:.0f}", ""],
+    ]
+    return _table("| | lgi | original scheme |", rows)
+
+
+def when(recorded: Any) -> str:
+    """When, and of which commit."""
+    by = recorded["provenance"]
+    return f"Measured {by['date'][:10]} at `{by['git_commit'][:7]}`."
 
 
 def benchmark() -> str:
@@ -166,7 +187,8 @@ def benchmark() -> str:
                 times = "" if ratio is None or row is not measured[-1] else f"{ratio:.{0 if ratio > 10 else 2}f}"
                 numbers = (row["points"], row["points_per_second"], row["peak_MiB"])
                 rows.append([quantity.replace("_", " "), method, *(f"{number:,.0f}" for number in numbers), times])
-    return _table("| | method | points | points/s | peak MiB | points/s of lgi / of this |", rows)
+    titles = "| | method | points | points/s | peak MiB | points/s of lgi / of this |"
+    return f"{_table(titles, rows)}\n\n{when(recorded)}"
 
 
 def geodesics() -> str:
@@ -182,7 +204,7 @@ def geodesics() -> str:
     titles = "| method | pairs | s a pair | time, relative to lgi's | decoder rows a pair | length | certified |"
     return _table(titles, rows) + (
         f"\n\n10,000 pairs in one call: {many['seconds']:.0f} s, {100 * many['certified']:.4g}% certified, "
-        f"{many['peak memory in GiB']:.1f} GiB at most."
+        f"{many['peak memory in GiB']:.1f} GiB at most. {when(recorded)}"
     )
 
 
@@ -228,7 +250,7 @@ def gpu() -> str:
     return _table(titles, rows) + (
         f"\n\nImages 3 x 256 x 256 at d = 512: the metric at two points in {seconds} s, curves of "
         f"{curves['pairs']} pairs in {curves['seconds']:.0f} s "
-        f"({curves['certified']:.0%} certified), {curves['peak GiB']:.1f} GiB at most."
+        f"({curves['certified']:.0%} certified), {curves['peak GiB']:.1f} GiB at most. {when(recorded)}"
     )
 
 
@@ -243,7 +265,7 @@ def algorithm1() -> str:
     return _table(titles, rows) + (
         f"\n\nMean improvement {recorded['mean improvement']:.2%} [{low:.2%}, {high:.2%}], "
         f"{100 * recorded['certified']:.4g}% certified, {recorded['seconds']:.0f} s: "
-        f"{recorded['times the floor']:.2f} times the bare decoder passes of as many rows."
+        f"{recorded['times the floor']:.2f} times the bare decoder passes of as many rows. {when(recorded)}"
     )
 
 
@@ -256,20 +278,23 @@ def comparison() -> str:
         f"{' and '.join(f'{100 * share:.4g}%' for share in recorded['certified'])}. Codes of {recorded['digits']} test "
         f"digits by inverting VAE1's decoder: {seconds['inversion']:.1f} s, error at most the encoder's for "
         f"{100 * as_good:.4g}% of them (mean {error['inversion']:.3f} against "
-        f"{error['encoder']:.3f})."
+        f"{error['encoder']:.3f}). {when(recorded)}"
     )
 
 
-_PARTS = (idea, series, results, departures, benchmark, geodesics, walls, gpu, algorithm1, comparison)
+PAGES = {
+    ROOT / "README.md": (idea, series, results, departures, speed),
+    BENCHMARKS / "README.md": (benchmark, geodesics, walls, gpu, algorithm1, comparison),
+}
 
 
-def generated(text: str) -> str:
-    """README's text with its generated parts as they should be."""
-    for make in _PARTS:
+def generated(page: Path, text: str) -> str:
+    """A page's text with its generated parts as they should be."""
+    for make in PAGES[page]:
         name = make.__name__
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no part between <!-- {name} --> and <!-- /{name} -->")
+            raise ValueError(f"{page.name} has no part between <!-- {name} --> and <!-- /{name} -->")
         text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text)
     return text
 
@@ -277,5 +302,5 @@ def generated(text: str) -> str:
 if __name__ == "__main__":
     if "--times" in sys.argv[1:]:
         record_times()
-    readme = ROOT / "README.md"
-    readme.write_text(generated(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(generated(page, page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -56,7 +56,7 @@ SMOKE = (
     Tolerance("05_*/statistics/signed-rank p", 0.0, 0.2, "two ranks of 12 may change places"),
     Tolerance("05_*/statistics/rank correlation", 0.0, 0.15, "two ranks of 12 may change places"),
     Tolerance("05_*", 2e-2, 0.1, _SOLVER + "; percentages and lengths as they are printed"),
-    Tolerance("06_*/ladder/*", 5e-2, 0.2, "percentages of 12 samples, by an optimiser that is stopped on the way"),
+    Tolerance("06_*/ladder/*", 5e-2, 0.2, "percentages of 30 samples, by an optimiser that is stopped on the way"),
     Tolerance("07_*/improvements/2 *", 0.0, 0.03, "a search that is stopped after 5 iterations, through a classifier"),
     Tolerance("07_*/improvements/*", 0.0, 0.005, "a search that is stopped after 5 iterations"),
     Tolerance("*", 2e-2, 1e-3, _SOLVER),

@@ -194,7 +194,7 @@ def test_index_shows_the_series_and_its_results(pages):
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
         has_results = any(output.get("data", {}).get("text/markdown", "").startswith("| claim |") for output in outputs)
         assert has_results == bool(pages["index.html"].select_one(f'article a[href="{path.stem}.html#results"]'))
-    assert "on 2 CPU cores" in text
+    assert "one CPU core" in text
 
 
 def test_parameters_and_checks_are_pointed_out(pages):

@@ -126,6 +126,9 @@ class ShortenResult:
     n_rows : Tensor, shape (...)
         Cost in decoder rows: points, weighted by the measured cost of their derivatives relative to a forward pass,
         certificates and all starts included.
+    seconds : Tensor, shape (...)
+        On the wall, linear algebra included, of searches and certificates from all starts: of each step for many curves
+        at once, the same share for each of these.
     n_minima : Tensor, shape (...)
         Distinct lengths (relative difference above 1e-3) among the converged curves from all starts.
     start_gain : Tensor, shape (...)
@@ -152,6 +155,7 @@ class ShortenResult:
     n_iterations: Tensor
     n_control: Tensor
     n_rows: Tensor
+    seconds: Tensor
     n_minima: Tensor
     start_gain: Tensor
     history: ShortenHistory
@@ -202,7 +206,7 @@ class ShortenResult:
         tensors = {name: getattr(self, name) for name in _COLUMNS}
         tensors |= {"control_points": self.curve.control_points, "knots": self.curve.knots}
         tensors |= {"energies": self.history.energy, "lengths": self.history.length}
-        artifacts.save(_without_suffix(path), tensors, {}, name="shorten", settings={}, version=2)
+        artifacts.save(_without_suffix(path), tensors, {}, name="shorten", settings={}, version=3)
 
     @property
     def message(self) -> np.ndarray[Any, np.dtype[np.str_]]:
@@ -237,7 +241,7 @@ def load_result(path: str | Path, metric: Metric | None = None) -> ShortenResult
     lgi.artifacts.ArtifactError
         If there is no such file, or it is damaged.
     """
-    tensors = artifacts.load(_without_suffix(path), name="shorten", version=2).tensors
+    tensors = artifacts.load(_without_suffix(path), name="shorten", version=3).tensors
     return ShortenResult(
         curve=CubicBSpline(tensors.pop("control_points"), tensors.pop("knots")),
         history=ShortenHistory(energy=tensors.pop("energies"), length=tensors.pop("lengths")),
@@ -264,6 +268,7 @@ class Found(Rows):
     status: Tensor
     n_iterations: Tensor
     n_rows: Tensor
+    seconds: Tensor
     n_minima: Tensor
     start_gain: Tensor
     energies: Tensor  # (c, n), by iteration
@@ -330,7 +335,8 @@ class Found(Rows):
         improvement = (self.straight_length - self.length) / self.straight_length
         ratio = torch.where(self.energy > 0, self.length.square() / self.energy, 1).clamp(max=1)
         n_control = torch.tensor([len(level.knots) - 4 for level in levels.all], device=self.level.device)
-        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error", "n_rows", "start_gain")
+        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error", "n_rows", "seconds")
+        same = (*same, "start_gain")
         counts = ("status", "n_iterations", "n_minima")
         return ShortenResult(
             curve=CubicBSpline(real(control), knots),

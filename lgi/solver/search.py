@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -50,8 +51,10 @@ class Search:
         while any(waiting):
             number = next(number for number, groups in enumerate(waiting) if groups)
             group, waiting[number] = Group.joined(waiting[number]), []
+            began = perf_counter()
             for target, part in (refined := self._visit(number, first, group)):
                 waiting[target].append(part)
+            self.found.seconds[group.index] += (perf_counter() - began) / len(group.index)
             advance(len(group.index) - sum(len(part.index) for _, part in refined))
         self.found.remember(self.history)
         return self.found

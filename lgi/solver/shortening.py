@@ -153,6 +153,7 @@ def _shorten_chunk(
     shortest = lengths.argmin(0) * len(start) + torch.arange(len(start), device=start.device)
     best = Found.stacked(founds)[shortest]
     best.n_rows = sum((found.n_rows for found in founds), rows)
+    best.seconds = torch.stack([found.seconds for found in founds]).sum(0)
     best.start_gain = torch.where(best.length < founds[0].length, 1 - best.length / founds[0].length, 0)
     best.n_minima = _n_distinct(lengths, torch.stack([found.residual for found in founds]) <= settings.tolerance)
     result.lengthen(best.energies.shape[1])
