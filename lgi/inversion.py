@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lgi.checks import at_least, describe
 from lgi.metric import FeatureMap, Generator, PullbackMetric
@@ -173,7 +173,7 @@ def invert(
         # To a metric it matters, and not to an inversion, whether d is smaller than the number of values.
         warnings.filterwarnings("ignore", message="latent dimension .* >= output dimension", category=UserWarning)
         x = x.clone() if x.is_inference() else x
-        metric = PullbackMetric(_Mean(generator), feature_map, latent_dim=d)
+        metric = PullbackMetric(_mean_of(generator), feature_map, latent_dim=d)
         screen = _Screen(metric, *(z.to(x) for z in _candidates(candidates, n_candidates, d, seed)))
         leading, target = _target(metric, x.detach())
         if d > target.shape[1] and prior_weight == 0:
@@ -205,17 +205,14 @@ _LARGEST_DENSE = 32
 _MOST_NEIGHBOURS = 12
 
 
-class _Mean(nn.Module):
-    """Mean of a generator that may be stochastic."""
+def _mean_of(generator: Generator) -> Generator:
+    """Mean (n, *data_shape) of a generator that may be stochastic."""
 
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Generated samples (n, *data_shape)."""
-        output = self.generator(z)
+    def mean(z: Tensor) -> Tensor:
+        output = generator(z)
         return output[0] if isinstance(output, tuple | list) else output
+
+    return mean
 
 
 class _Screen:
