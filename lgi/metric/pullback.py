@@ -1,5 +1,7 @@
 """The paper's metric: the pull-back of a generator, seen directly or through a feature map (eqs 1-4, App. E)."""
 
+from copy import copy
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -185,15 +187,8 @@ class PullbackMetric(Metric):
             )
         traces = []
         for seed in range(self.seed + 1, self.seed + 1 + n_replicates):
-            other = PullbackMetric(
-                self.generator,
-                self.feature_map,
-                latent_dim=self.latent_dim,
-                chunk_size=self.chunk_size,
-                noise="sampled",
-                n_draws=self.n_draws,
-                seed=seed,
-            )
+            other = copy(self)
+            other._outputs = replace(self._outputs, noise=Noise(self.n_draws, seed))
             traces.append(other.tensor(z).diagonal(dim1=-2, dim2=-1).sum(-1))
         return torch.stack(traces).std(0)
 
