@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lgi.checks import describe
+from lgi.checks import at_least, describe
 
 DEGREE = 3
 """Degree of the curves; the paper needs two derivatives and calls this order 4 (App. A)."""
@@ -81,8 +81,7 @@ def basis(knots: Tensor, t: Tensor, order: int = 0, *, dtype: torch.dtype = torc
     The paper's formula with both sides of a span closed sums to 2 on an inner knot; half open, the basis sums to 1
     everywhere. At an inner knot a discontinuous derivative takes its right-hand value, as in scipy.
     """
-    if order < 0:
-        raise ValueError(f"expected the order of a derivative to be at least 0, got {order}")
+    at_least(0, order=order)
     return _cached_basis(_knots_key(knots), _parameters_key(t), order, dtype, t.device)
 
 
