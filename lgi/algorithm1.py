@@ -435,11 +435,8 @@ class _Sampler:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _shard(text: str) -> tuple[int, int]:
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, such as 3/20, got {text!r}")
-    return int(i), int(n)
+def _shard(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("/")))
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

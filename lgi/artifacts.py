@@ -41,7 +41,7 @@ if sys.platform != "win32":
     import fcntl
 
 _REMEDY = (
-    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); else delete it. "
+    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); if you wrote it, write it again. "
     "recompute=True of load_or_compute (retrain = True in notebook 01) computes afresh, into the cache."
 )
 
@@ -370,29 +370,6 @@ def save(
         temporary.write_bytes(safetensors.torch.save(stored, metadata=metadata))
 
 
-def _read(path: Path, name: str, remedy: str = _REMEDY) -> Artifact:
-    """Return an artefact that is whole, or raise."""
-    file = _file(path)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise ArtifactError(f"{file} {what}. {remedy}") from error
-    try:
-        metadata, header, data = _split(content)
-        kept = json.loads(metadata["lgi"])
-        document: dict[str, Any] = kept["document"]
-        if kept["digest"] != _sha256(_canonical(document) + header, data):
-            raise ValueError("digest")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{file} is truncated or was edited. {remedy}") from error
-    if document["name"] != name:
-        raise ArtifactError(f"{file} holds {document['name']!r}, expected {name!r}. {remedy}")
-    fields = {key: document[key] for key in ("record", "settings", "version", "provenance")}
-    source: Literal["shipped", "cache"] = "cache" if path.is_relative_to(cache_folder()) else "shipped"
-    return Artifact(tensors=safetensors.torch.load(content), path=path, source=source, **fields)
-
-
 def load(
     path: Path, *, name: str, settings: object = None, version: int | str | None = None, remedy: str = _REMEDY
 ) -> Artifact:
@@ -422,15 +399,32 @@ def load(
         If the file is missing, truncated or edited (a `DamagedError`), or if name, settings or version differ. The
         message names the file, the settings that differ, and the remedy.
     """
-    found = _read(Path(path), name, remedy)
-    before = found.settings | {"version": found.version}
-    after = found.settings if settings is None else _plain(settings, "settings")
-    after = after | {"version": found.version if version is None else version}
+    path, file = Path(path), _file(Path(path))
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ArtifactError(f"{file} {what}. {remedy}") from error
+    try:
+        metadata, header, data = _split(content)
+        kept = json.loads(metadata["lgi"])
+        document: dict[str, Any] = kept["document"]
+        if kept["digest"] != _sha256(_canonical(document) + header, data):
+            raise ValueError("digest")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{file} is truncated or was edited. {remedy}") from error
+    if document["name"] != name:
+        raise ArtifactError(f"{file} holds {document['name']!r}, expected {name!r}. {remedy}")
+    fields = {key: document[key] for key in ("record", "settings", "version", "provenance")}
+    before = fields["settings"] | {"version": fields["version"]}
+    after = before if settings is None else _plain(settings, "settings")
+    after = after | {"version": before["version"] if version is None else version}
     pairs = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in sorted(before.keys() | after.keys())}
     differing = [f"{key} is {a!r}, expected {b!r}" for key, (a, b) in pairs.items() if _canonical(a) != _canonical(b)]
     if differing:
-        raise ArtifactError(f"{_file(found.path)} is of other settings: {'; '.join(differing)}. {remedy}")
-    return found
+        raise ArtifactError(f"{file} is of other settings: {'; '.join(differing)}. {remedy}")
+    source: Literal["shipped", "cache"] = "cache" if path.is_relative_to(cache_folder()) else "shipped"
+    return Artifact(tensors=safetensors.torch.load(content), path=path, source=source, **fields)
 
 
 def exists(path: Path) -> bool:
@@ -492,7 +486,7 @@ def load_or_compute(
     cached = cache_folder() / folder / f"{name}-{wanted[:16]}"
     if not recompute:
         if exists(shipped):
-            found = _read(shipped, name)
+            found = load(shipped, name=name)
             if settings_hash(name, found.settings, found.version) == wanted:
                 return found
         if exists(cached):
@@ -503,7 +497,7 @@ def load_or_compute(
     if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Mapping) for part in result)):
         raise ArtifactError(f"compute of {name!r}: expected (tensors, record), got {type(result).__name__}")
     save(cached, *result, name=name, settings=settings, version=version, provenance=provenance())
-    return dataclasses.replace(_read(cached, name), source="computed")
+    return dataclasses.replace(load(cached, name=name), source="computed")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

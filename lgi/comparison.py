@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lgi.checks import describe
+from lgi.checks import at_least, describe
 from lgi.metric import Metric
 from lgi.solver import SolverSettings, shorten
 from lgi.spline import CubicBSpline
@@ -197,8 +196,7 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
     A relative improvement has no unit. Lengths do: they are commensurable only where both metrics measure in one space,
     as with generators of the same data, or with one feature map on both.
     """
-    if not (0 <= threshold < math.inf):
-        raise ValueError(f"expected a threshold of at least 0, got {threshold}")
+    at_least(0, threshold=threshold)
     fields: dict[str, Any] = {}
     for model, metric, start, end, how in (
         ("a", metric_a, start_a, end_a, settings),

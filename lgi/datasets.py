@@ -6,7 +6,6 @@ MNIST is not on disk.
 """
 
 import dataclasses
-import functools
 import tempfile
 from collections.abc import Callable, Collection
 from http.client import HTTPException
@@ -156,22 +155,10 @@ def _download(root: Path) -> None:
         ) from error
 
 
-@functools.lru_cache(maxsize=2)
-def _read_mnist(root: Path, part: str, stamps: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    """Check the four files and decode one part: pixels (n, 28, 28) uint8, labels (n,) int64.
-
-    The stamps (size and time of change) are there for the cache alone: a file that changes is checked and read again.
-    """
+def _mnist(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:
     # Not the class MNIST: it prefers a file processed/training.pt of old torchvision versions, which nobody verifies.
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    for file in _mnist_files(root):
-        _check_md5(file, "Delete it and load again with download=True, or copy it from another source.")
-    start = str(root / "MNIST" / "raw" / part)
-    return read_image_file(f"{start}-images-idx3-ubyte"), read_label_file(f"{start}-labels-idx1-ubyte")
-
-
-def _mnist(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:
     found = find_mnist()
     folders = artifacts.raw_data_folders()
     if found is None and download:
@@ -183,8 +170,10 @@ def _mnist(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:
             f"MNIST is not on disk. Looked for, and did not find:\n{missing}\nSet LGI_DATA to the folder that holds "
             "MNIST/raw, or give download=True, or use optdigits, which needs no file."
         )
-    stamps = tuple((status.st_size, status.st_mtime_ns) for status in map(Path.stat, _mnist_files(found)))
-    pixels, label = _read_mnist(found, "t10k" if split == "test" else "train", stamps)
+    for file in _mnist_files(found):
+        _check_md5(file, "Delete it and load again with download=True, or copy it from another source.")
+    start = found / "MNIST" / "raw" / ("t10k" if split == "test" else "train")
+    pixels, label = read_image_file(f"{start}-images-idx3-ubyte"), read_label_file(f"{start}-labels-idx1-ubyte")
     if split == "test":
         index = torch.arange(len(label))
     else:
@@ -198,9 +187,7 @@ def _mnist(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _read_optdigits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Pixels (1797, 28, 28) float32 in [0, 1], labels (1797,) int64, and the indices of each split."""
+def _optdigits(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001 - there is nothing to
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -211,13 +198,7 @@ def _read_optdigits() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     pixels = torch.nn.functional.interpolate(eighths, size=(28, 28), mode="bilinear").squeeze(1).clamp_(0, 1)
     rest, test = train_test_split(range(len(label)), test_size=360, random_state=_SPLIT_SEED, stratify=label)
     train, validation = train_test_split(rest, test_size=180, random_state=_SPLIT_SEED, stratify=label[rest])
-    splits = {"train": train, "validation": validation, "test": test}
-    return pixels, label, {name: torch.tensor(sorted(index)) for name, index in splits.items()}
-
-
-def _optdigits(split: Split, download: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001 - there is nothing to
-    pixels, label, splits = _read_optdigits()
-    index = splits[split]
+    index = torch.tensor(sorted({"train": train, "validation": validation, "test": test}[split]))
     return pixels[index], label[index], index
 
 

@@ -95,9 +95,7 @@ class LogisticRegression(nn.Module):
         self.eval()
 
     @classmethod
-    def fit_images(
-        cls, images: Tensor, labels: Tensor, *, output: ClassifierOutput = "probabilities", C: float = 1.0
-    ) -> Self:
+    def fit_images(cls, images: Tensor, labels: Tensor, *, C: float = 1.0) -> Self:
         """Fit by scikit-learn's L-BFGS, which is deterministic, in float64.
 
         Parameters
@@ -106,8 +104,6 @@ class LogisticRegression(nn.Module):
             In the range that the generator uses: the regression keeps no scaling of its own.
         labels : Tensor, shape (n,), integer
             At least two different ones.
-        output : {"probabilities", "log_probabilities", "logits"}
-            What `forward` returns.
         C : float
             Inverse strength of the L2 penalty on the weights (scikit-learn's default).
 
@@ -129,7 +125,7 @@ class LogisticRegression(nn.Module):
         weight, bias = (torch.as_tensor(x, dtype=images.dtype) for x in (estimator.coef_, estimator.intercept_))
         if len(weight) == 1:  # of two classes, scikit-learn keeps the difference: the rows are 0 and w
             weight, bias = (torch.cat([torch.zeros_like(x), x]) for x in (weight, bias))
-        return cls(weight, bias, torch.as_tensor(estimator.classes_), output=output).to(images.device)
+        return cls(weight, bias, torch.as_tensor(estimator.classes_)).to(images.device)
 
     def extra_repr(self) -> str:
         """Show the sizes and the output in the module's representation."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lgi.checks import at_least, describe
 from lgi.metric import FeatureMap, Generator, PullbackMetric
 from lgi.progress import progress_bar
+from lgi.solver.products import Krylov
 from lgi.solver.steps import adapted, damped_step, factorised, secant, solved
 
 
@@ -140,7 +143,7 @@ def invert(
     stopping. The Gauss-Newton matrix ``J^T J`` is the pull-back metric (eq. 1 or 3). What it leaves out, the curvature
     of the generated manifold times the residual, is not small for samples that are not generated exactly; it is
     learned from the change of J along the steps (Dennis, Gay & Welsch 1981). Beyond ``d = 32`` the matrix is not
-    formed: conjugate gradients on products with it.
+    formed: steps in Krylov spaces of products with it.
 
     *Reached or not.* A generator never gives real data exactly, and a residual has no scale of its own. It is
     compared with the spread of what the generator gives: with the default threshold, samples count as not reached
@@ -173,7 +176,7 @@ def invert(
         # To a metric it matters, and not to an inversion, whether d is smaller than the number of values.
         warnings.filterwarnings("ignore", message="latent dimension .* >= output dimension", category=UserWarning)
         x = x.clone() if x.is_inference() else x
-        metric = PullbackMetric(_Mean(generator), feature_map, latent_dim=d)
+        metric = PullbackMetric(_mean_of(generator), feature_map, latent_dim=d)
         screen = _Screen(metric, *(z.to(x) for z in _candidates(candidates, n_candidates, d, seed)))
         leading, target = _target(metric, x.detach())
         if d > target.shape[1] and prior_weight == 0:
@@ -200,22 +203,19 @@ def invert(
 
 # Values of all samples, starts and tangent vectors in memory at a time.
 _BUDGET = 1 << 25
-# Beyond, d forward derivatives a point cost more than the products that conjugate gradients take.
+# Beyond, d forward derivatives a point cost more than the products that a Krylov space takes.
 _LARGEST_DENSE = 32
 _MOST_NEIGHBOURS = 12
 
 
-class _Mean(nn.Module):
-    """Mean of a generator that may be stochastic."""
+def _mean_of(generator: Generator) -> Generator:
+    """Mean (n, *data_shape) of a generator that may be stochastic."""
 
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Generated samples (n, *data_shape)."""
-        output = self.generator(z)
+    def mean(z: Tensor) -> Tensor:
+        output = generator(z)
         return output[0] if isinstance(output, tuple | list) else output
+
+    return mean
 
 
 class _Screen:
@@ -319,13 +319,13 @@ class _LeastSquares:
             self.point[name][accepted] = value[accepted]
         self.damping = adapted(self.damping, quality)
 
-    def _sums(self, z: Tensor, value: Tensor) -> dict[str, Tensor]:
+    def _sums(self, z: Tensor, value: Tensor) -> dict[str, Any]:
         error = value - self.goal
         # In float64: near the minimum, losses differ by less than the rounding of a sum in float32.
         loss = error.double().square().sum(1) + self.weight * z.double().square().sum(1)
         return {"z": z, "error": error, "loss": loss}
 
-    def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
+    def _evaluate(self, z: Tensor) -> dict[str, Any]:
         """What is to be known at points (j, d)."""
         value, columns = self.metric.linearise(z)
         point = self._sums(z, value)
@@ -355,7 +355,7 @@ class _LeastSquares:
         matrix = torch.where(indefinite[:, None, None], normal, matrix)
         return -step, 2 * (gradient * step).sum(1) - (step * (matrix @ step[..., None])[..., 0]).sum(1)
 
-    def _learn(self, step: Tensor, new: dict[str, Tensor]) -> None:
+    def _learn(self, step: Tensor, new: dict[str, Any]) -> None:
         """Take in what was found at the end of a step."""
         S, tiny = self.point["curvature"], torch.finfo(torch.float64).tiny
         change = ((new["columns"] - self.point["columns"]) @ new["error"][..., None])[..., 0].double()
@@ -367,52 +367,38 @@ class _LeastSquares:
 
 
 class _MatrixFree(_LeastSquares):
-    """The same with products ``J^T J v`` only, and without anything learnt."""
+    """The same in Krylov spaces of products ``J^T J v``, and without anything learnt."""
 
-    def _evaluate(self, z: Tensor) -> dict[str, Tensor]:
+    def _evaluate(self, z: Tensor) -> dict[str, Any]:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             value = self.metric.embed(leaf)
             point = self._sums(z, value.detach())
             (gradient,) = torch.autograd.grad(value, leaf, point["error"])
-        return point | {"gradient": gradient.double() + self.weight * z.double()}
+        gradient = gradient.double() + self.weight * z.double()
+
+        def products(jobs: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda v: self.metric.apply(z[jobs], v.to(z)).double() + self.weight * v
+
+        # Where what is generated is not finite there are no products, and such a step is refused.
+        known = gradient.where(gradient.isfinite().all(1, keepdim=True), 0)
+        return point | {"space": Krylov.of(products, known, most=_MOST, wanted=_WANTED).padded(_MOST)}
 
     def _decrement(self) -> Tensor:
-        gradient = self.point["gradient"]
-        return (gradient * self._solve(torch.zeros_like(self.damping))).sum(1)
+        return 2 * self.point["space"].step(torch.zeros_like(self.damping))[1]
 
     def _step(self) -> tuple[Tensor, Tensor]:
-        gradient = self.point["gradient"]
-        size = (gradient * self._product(gradient)).sum(1) / gradient.square().sum(1).clamp_min(1e-300)
-        step = self._solve(self.damping * size)
-        return -step, 2 * (gradient * step).sum(1) - (step * self._product(step)).sum(1)
+        space = self.point["space"]
+        # The first of T is the curvature along the gradient.
+        x, decrease = space.step(self.damping * space.T[:, 0, 0])
+        return -(x[:, None] @ space.Q)[:, 0], 2 * decrease
 
-    def _learn(self, step: Tensor, new: dict[str, Tensor]) -> None:
+    def _learn(self, step: Tensor, new: dict[str, Any]) -> None:
         """Nothing: there is no matrix for it."""
 
-    def _product(self, v: Tensor) -> Tensor:
-        return self.metric.apply(self.point["z"], v.to(self.point["z"])).double() + self.weight * v
 
-    def _solve(self, damping: Tensor) -> Tensor:
-        """Approximate solution of ``(J^T J + w + damping) x = g`` by conjugate gradients."""
-        residual = self.point["gradient"].clone()
-        x, direction, squared = torch.zeros_like(residual), residual, residual.square().sum(1)
-        enough = 1e-4 * squared
-        for _ in range(min(2 * x.shape[1], _MOST_PRODUCTS)):
-            going = squared > enough
-            if not bool(going.any()):
-                break
-            product = self._product(direction) + damping[:, None] * direction
-            bend = (direction * product).sum(1)
-            length = torch.where(going & (bend > 0), squared / bend.where(bend > 0, 1), 0)
-            x = x + length[:, None] * direction
-            residual = residual - length[:, None] * product
-            before, squared = squared, torch.where(going, residual.square().sum(1), squared)
-            direction = residual + (squared / before.clamp_min(1e-300))[:, None] * direction
-        return x
-
-
-_MOST_PRODUCTS = 64
+# A space is large enough when four more products bring so small a part of what a step promises; or when it has so many.
+_WANTED, _MOST = 1e-4, 64
 _LARGEST_DAMPING = 1e8
 
 

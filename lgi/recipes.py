@@ -12,36 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lgi import artifacts, datasets
+from lgi import artifacts, datasets, models, training, zoo
 from lgi.features import LogisticRegression
 from lgi.inversion import invert
-from lgi.models import (
-    GAN,
-    VAE,
-    AnyArchitecture,
-    Architecture,
-    Decoder,
-    PublishedArchitecture,
-    RBFPrecision,
-    fuse,
-    pick_device,
-)
+from lgi.models import GAN, VAE, Architecture, Decoder, PublishedArchitecture, pick_device
 from lgi.progress import as_command, exit_status, progress_bar
-from lgi.training import (
-    RECIPE_VERSION,
-    GANSettings,
-    TrainingSettings,
-    distance_to_generated,
-    evaluate,
-    fit_rbf_by_adam,
-    fit_rbf_precision,
-    kl_to_prior,
-    pixelwise_std,
-    stream_of,
-    train_gan,
-    train_vae,
-)
-from lgi.zoo import N_TRAININGS, packed_rbf, rbf_key, restore_logistic_regression, restore_vae
+from lgi.training import RECIPE_VERSION, GANSettings, TrainingSettings, evaluate
+from lgi.zoo import N_TRAININGS, rbf_key
 
 OnRecord = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with (phase, step, number of steps, record)."""
@@ -53,7 +30,7 @@ class Recipe:
 
     dataset: str = "mnist"
     digits: tuple[int, ...] = datasets.DIGITS
-    architecture: AnyArchitecture = field(default_factory=Architecture)
+    architecture: models.AnyArchitecture = field(default_factory=Architecture)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     likelihood: str = field(default="gaussian", metadata={"added_later": True})
     n_per_digit: int | None = field(default=None, metadata={"added_later": True})  # at most so many to train with
@@ -180,7 +157,6 @@ def fit_or_load_logistic_regression(
     *,
     dataset: str = "mnist",
     digits: tuple[int, ...] = datasets.DIGITS,
-    inverse_penalty: float = 1.0,
     refit: bool = False,
     download: bool = False,
 ) -> artifacts.Artifact:
@@ -190,8 +166,6 @@ def fit_or_load_logistic_regression(
     ----------
     dataset, digits
         Training data.
-    inverse_penalty
-        C of scikit-learn (its default).
     refit
         Fit even if the result is on disk.
     download
@@ -203,11 +177,11 @@ def fit_or_load_logistic_regression(
         Tensors ``weight``, ``bias``, ``classes``; record ``train_accuracy``, ``test_accuracy`` (fractions).
         :func:`lgi.zoo.restore_logistic_regression` makes the module of it.
     """
-    settings = {"dataset": dataset, "digits": digits, "inverse_penalty": inverse_penalty}
+    settings = {"dataset": dataset, "digits": digits, "inverse_penalty": 1.0}  # C of scikit-learn
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
         train, test = (datasets.load(dataset, s, digits=digits, download=download) for s in ("train", "test"))
-        model = LogisticRegression.fit_images(train.images, train.label, C=inverse_penalty)
+        model = LogisticRegression.fit_images(train.images, train.label)
         images = {"train_accuracy": train, "test_accuracy": test}
         return dict(model.state_dict()), {name: model.accuracy(x.images, x.label) for name, x in images.items()}
 
@@ -252,13 +226,15 @@ def fit_or_load_rbf(
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
         splits: tuple[datasets.Split, ...] = ("train", "validation")
-        images = [datasets.load(recipe.dataset, s, digits=recipe.digits, download=download) for s in splits]
-        train, validation, *_ = images_of(recipe, images)
-        vae, tensors, evaluation = restore_vae(base).to(pick_device(device)), dict[str, Tensor](), {}
-        for k, bandwidths in BANDWIDTHS[name].items():
-            for c in bandwidths:
-                net, evaluation[rbf_key(k, c)] = fit_network(vae, recipe, (train, validation), (k, c), on_record)
-                tensors |= {f"{rbf_key(k, c)}.{part}": value for part, value in net.items()}
+        loaded = [datasets.load(recipe.dataset, s, digits=recipe.digits, download=download) for s in splits]
+        images = images_of(recipe, loaded)
+        vae, tensors, evaluation = zoo.restore_vae(base).to(pick_device(device)), dict[str, Tensor](), {}
+        for key, k, c in ((rbf_key(k, c), k, c) for k, bandwidths in BANDWIDTHS[name].items() for c in bandwidths):
+            settings = replace(recipe.training, n_centres=k, bandwidth_factor=c)
+            _fit_rbf(vae, replace(recipe, training=settings), images, on_record)
+            evaluation[key] = evaluate(vae, images[1].images, n_samples=5).means()
+            net = zoo.packed_rbf(cast(models.RBFPrecision, vae.decoder.std_net))
+            tensors |= {f"{key}.{part}": value for part, value in net.items()}
         return tensors, {"evaluation": evaluation}
 
     return artifacts.load_or_compute(
@@ -303,42 +279,35 @@ def images_of(recipe: Recipe, images: Images) -> Images:
     return taken
 
 
-def fit_network(
-    vae: VAE, recipe: Recipe, images: Images, network: tuple[int, float], on_record: OnRecord | None = None
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Fit an RBF network to a trained VAE by its recipe, but for k and c; its tensors, its evaluation on images[1]."""
-    (train, validation, *_), settings = images, recipe.training
-    settings = replace(settings, n_centres=network[0], bandwidth_factor=network[1])
-    fit = fit_rbf_by_adam if recipe.rbf_by_adam else fit_rbf_precision
-    _history("rbf", settings.n_rbf_steps, fit(vae, train.images, validation.images, settings), on_record)
-    evaluation = evaluate(vae, validation.images, n_samples=5).means()
-    return packed_rbf(cast(RBFPrecision, vae.decoder.std_net)), evaluation
+def _fit_rbf(vae: VAE, recipe: Recipe, images: Images, on_record: OnRecord | None) -> list[dict[str, float]]:
+    fit = training.fit_rbf_by_adam if recipe.rbf_by_adam else training.fit_rbf_precision
+    records = fit(vae, images[0].images, images[1].images, recipe.training)
+    return _history("rbf", recipe.training.n_rbf_steps, records, on_record)
 
 
 def _train_vae(
     recipe: Recipe, images: Images, device: torch.device, checkpoint: Path, on_record: OnRecord | None
 ) -> Trained:
     """Both phases, the evaluation on test data, and the codes: what :func:`train_or_load` records."""
-    (train, validation, test), settings = images_of(recipe, images), recipe.training
+    train, validation, test = images = images_of(recipe, images)
+    settings = recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         vae = VAE(recipe.architecture, recipe.likelihood).to(device)
-    records = train_vae(vae, train.images, validation.images, settings, checkpoint=checkpoint)
+    records = training.train_vae(vae, train.images, validation.images, settings, checkpoint=checkpoint)
     history, rbf_history = _history("vae", settings.epochs, records, on_record), []
     # Only a Gaussian has a standard deviation, constant until here.
     gaussian = isinstance(vae.decoder, Decoder)
     evaluation = evaluate(vae, test.images, n_samples=10).means("constant_" if gaussian else "")
     if gaussian:
         if settings.dither_std:  # else pixels that are always black have no best standard deviation
-            vae.decoder.std_net = pixelwise_std(vae, train.images, settings)
+            vae.decoder.std_net = training.pixelwise_std(vae, train.images, settings)
             evaluation |= evaluate(vae, test.images, n_samples=10).means("pixelwise_")
-        fit = fit_rbf_by_adam if recipe.rbf_by_adam else fit_rbf_precision
-        records = fit(vae, train.images, validation.images, settings)
-        rbf_history = _history("rbf", settings.n_rbf_steps, records, on_record)
+        rbf_history = _fit_rbf(vae, recipe, images, on_record)
         evaluation |= evaluate(vae, test.images, n_samples=10).means("rbf_")
     with torch.no_grad():
         z, std = vae.encoder(test.images.to(device))
-    spread = {"code_variance": z.var(0).tolist(), "kl_per_dimension": kl_to_prior(z, std).mean(0).tolist()}
+    spread = {"code_variance": z.var(0).tolist(), "kl_per_dimension": training.kl_to_prior(z, std).mean(0).tolist()}
     record = {"evaluation": evaluation | spread, "history": history, "rbf_history": rbf_history}
     return vae, {"z": z, "std": std}, record
 
@@ -351,13 +320,13 @@ def _train_gan(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         gan = GAN(recipe.architecture).to(device)
-    records = train_gan(gan, train.images, validation.images, settings, checkpoint=checkpoint)
+    records = training.train_gan(gan, train.images, validation.images, settings, checkpoint=checkpoint)
     history = _history("gan", settings.epochs, records, on_record)
-    generator = fuse(gan.generator)
+    generator = models.fuse(gan.generator)
     codes = invert(generator, test.images.to(device), progress=False)
-    noise = torch.randn(4000, generator.latent_dim, generator=stream_of(settings.seed, -1))
+    noise = torch.randn(4000, generator.latent_dim, generator=training.stream_of(settings.seed, -1))
     generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
-    classifier = restore_logistic_regression(
+    classifier = zoo.restore_logistic_regression(
         fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits)
     )
     probability = classifier(generated)
@@ -365,7 +334,7 @@ def _train_gan(
     evaluation = {
         "digit_share": dict(zip(map(str, classifier.classes.tolist()), share.tolist(), strict=True)),
         "classifier_confidence": probability.amax(1).mean().item(),
-        "distance": distance_to_generated(generator, test.images).mean().item(),
+        "distance": training.distance_to_generated(generator, test.images).mean().item(),
         "inversion_residual": codes.residual.mean().item(),
         "inversion_converged": codes.converged.float().mean().item(),
     }

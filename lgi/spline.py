@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lgi.checks import at_least, describe
+
 DEGREE = 3
 """Degree of the curves; the paper needs two derivatives and calls this order 4 (App. A)."""
 
@@ -79,8 +81,7 @@ def basis(knots: Tensor, t: Tensor, order: int = 0, *, dtype: torch.dtype = torc
     The paper's formula with both sides of a span closed sums to 2 on an inner knot; half open, the basis sums to 1
     everywhere. At an inner knot a discontinuous derivative takes its right-hand value, as in scipy.
     """
-    if order < 0:
-        raise ValueError(f"expected the order of a derivative to be at least 0, got {order}")
+    at_least(0, order=order)
     return _cached_basis(_knots_key(knots), _parameters_key(t), order, dtype, t.device)
 
 
@@ -121,9 +122,7 @@ def _parameters_key(t: Tensor) -> bytes:
 
 
 def _describe(x: object) -> str:
-    if isinstance(x, Tensor):
-        return f"{x.dtype} of shape {tuple(x.shape)}"
-    return f"a {type(x).__name__}: use torch.as_tensor(..., dtype=torch.float32)"
+    return describe(x) + ": use torch.as_tensor(..., dtype=torch.float32)" * (not isinstance(x, Tensor))
 
 
 # A solver uses a handful of grids for each of some 20 knot vectors; 256 nodes x 20 control points take 40 kB an entry.
@@ -217,13 +216,11 @@ class CubicBSpline:
             If the end points differ in their last dimension, dtype or device, or ``n_control`` is below 4.
         """
         tensors = isinstance(start, Tensor) and isinstance(end, Tensor) and start.is_floating_point() and start.ndim > 0
-        if not tensors or start.shape[-1:] != end.shape[-1:]:
+        if not tensors or (start.shape[-1:], start.dtype, start.device) != (end.shape[-1:], end.dtype, end.device):
             raise ValueError(
-                "expected floating-point end points (..., d) with the same d, got start as "
-                f"{_describe(start)}, end as {_describe(end)}"
+                "expected floating-point end points (..., d) with the same d, dtype and device, got start "
+                f"as {_describe(start)}, end as {_describe(end)}"
             )
-        if start.dtype != end.dtype or start.device != end.device:
-            raise ValueError(f"start is {start.dtype} on {start.device}, end {end.dtype} on {end.device}: convert one")
         knots = uniform_knots(n_control)
         fraction = knots.unfold(0, DEGREE, 1)[1:-1].mean(-1).to(start)[:, None]
         # A weighted mean, not start + t (end - start): both ends are met exactly.

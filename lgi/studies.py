@@ -178,7 +178,7 @@ class Study:
         path = _without_suffix(path)
         if artifacts.exists(path):
             stored = load_study(path)
-            _refuse_another(path, stored.settings, self.settings)
+            _refuse(path, differences(stored.settings, self.settings))
             if len(stored) > len(self):
                 raise ValueError(f"{path} holds {len(stored)} samples of this study, more than these {len(self)}")
         artifacts.save(path, self.columns, self.record, name="study", settings=self.settings, version=_VERSION)
@@ -349,7 +349,7 @@ def run(
             _refuse(folder, one_computed_again(known, compute))
         _computed(settings, compute, numbers, parallel=parallel, progress=progress, folder=folder, there=there)
     found = load_study(folder)
-    _refuse_another(folder, found.settings, settings)
+    _refuse(folder, differences(found.settings, settings))
     return found
 
 
@@ -483,7 +483,7 @@ def _to_go_on_from(folder: Path, settings: Mapping[str, Any]) -> list[Part]:
     for file in _files(folder):
         try:
             parts.append(_part(file))
-            _refuse_another(folder, parts[-1][1], settings)
+            _refuse(folder, differences(parts[-1][1], settings))
         except artifacts.DamagedError as error:
             damaged.append((file.with_name(f"{file.name}.safetensors"), str(error).removesuffix(_REMEDY)))
     for file, said in damaged:
@@ -499,12 +499,8 @@ def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]
     if not (files := _files(folder)):
         return settings
     stored = _part(files[0])[1]
-    _refuse_another(folder, stored, settings)
+    _refuse(folder, differences(stored, settings))
     return stored
-
-
-def _refuse_another(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    _refuse(path, differences(stored, settings))
 
 
 def _refuse(path: Path, found: Sequence[str]) -> None:

@@ -180,8 +180,8 @@ def elbo_terms(vae: Any, x: Tensor, noise: Tensor) -> ElboTerms:
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1, seed: int = 0, batch_size: int = 500) -> ElboTerms:
-    """ELBO terms of every image, in batches, with noise that depends on ``seed`` only.
+def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1) -> ElboTerms:
+    """ELBO terms of every image, in batches, with the same noise whenever it is called.
 
     Parameters
     ----------
@@ -191,16 +191,12 @@ def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1, seed: int = 0, bat
         (n, 1, 28, 28), in [0, 1].
     n_samples
         Draws of z an image.
-    seed
-        Of the draws.
-    batch_size
-        Draws at a time.
     """
     if vae.training:
         raise ValueError("the model is in train mode: batch statistics would leak into the ELBO; call vae.eval() first")
     device = _device_of(vae)
-    noise = torch.randn(n_samples, len(images), vae.decoder.latent_dim, generator=stream_of(seed))
-    n_images = max(1, batch_size // n_samples)
+    noise = torch.randn(n_samples, len(images), vae.decoder.latent_dim, generator=stream_of(0))
+    n_images = max(1, 500 // n_samples)
     batches = zip(images.split(n_images), noise.split(n_images, dim=1), strict=True)
     parts = [elbo_terms(vae, x.to(device), draws.to(device)) for x, draws in batches]
     return ElboTerms(torch.cat([p.log_likelihood for p in parts]), torch.cat([p.kl for p in parts]))
@@ -314,12 +310,8 @@ def fit_rbf_precision(
     observed = basis.T @ target
     for step in range(1, settings.n_rbf_steps + 1):
         precision = basis @ weight + floor
-        loss = 0.5 * (target * precision - precision.log()).sum(1).mean()
         weight *= (basis.T @ precision.reciprocal()) / observed
-        record = {"step": float(step), "train_loss": loss.item()}
-        if step % 10 == 0 or step == settings.n_rbf_steps:
-            record |= evaluate(vae, held_out).means()
-        yield record
+        yield _rbf_record(step, settings, vae, held_out, target, precision)
 
 
 @torch.no_grad()
@@ -359,12 +351,14 @@ def fit_rbf_by_adam(
             parameter.grad = basis[batch].T @ (0.5 * (target[batch] - 1 / precision))
             optimizer.step()
             weight.clamp_(min=0)
-        precision = basis @ weight + floor
-        loss = 0.5 * (target * precision - precision.log()).sum(1).mean()
-        record = {"step": float(step), "train_loss": loss.item()}
-        if step % 10 == 0 or step == settings.n_rbf_steps:
-            record |= evaluate(vae, held_out).means()
-        yield record
+        yield _rbf_record(step, settings, vae, held_out, target, basis @ weight + floor)
+
+
+def _rbf_record(  # noqa: PLR0917 - what two fits have at hand
+    step: int, settings: TrainingSettings, vae: VAE, held_out: Tensor, target: Tensor, precision: Tensor
+) -> dict[str, float]:
+    record = {"step": float(step), "train_loss": 0.5 * (target * precision - precision.log()).sum(1).mean().item()}
+    return record | (evaluate(vae, held_out).means() if step % 10 == 0 or step == settings.n_rbf_steps else {})
 
 
 def _start_rbf(vae: VAE, train: Tensor, settings: TrainingSettings) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -446,7 +440,7 @@ def train_gan(
         n_batches = math.ceil(len(train) / settings.batch_size)
         for step, (batch, progress) in enumerate(_batches(len(train), settings, epoch, stream)):
             for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = settings.learning_rate * min(1.0, 2 * (1 - progress))
+                _set_rate(optimizer, settings.learning_rate * min(1.0, 2 * (1 - progress)))
             noise = torch.randn(2, len(batch), d, generator=stream).to(device)
             x = train[batch].to(device)
             penalised = step % settings.penalty_interval == 0
@@ -639,16 +633,11 @@ class _Run:
         self.parts: list[Any] = [model, *optimizers]
         self.identity, self.checkpoint = identity, checkpoint
         self.history: list[dict[str, float]] = []
-        if checkpoint is None:
+        if checkpoint is None or not artifacts.exists(checkpoint):
             return
         remedy = "Move it away or else delete it: training then begins anew."
         wanted: dict[str, Any] = {"name": "checkpoint", "settings": identity, "version": RECIPE_VERSION}
-        try:
-            saved = artifacts.load(checkpoint, **wanted, remedy=remedy)
-        except artifacts.ArtifactError:
-            if artifacts.exists(checkpoint):
-                raise
-            return  # there was none, or another process has just finished and removed it
+        saved = artifacts.load(checkpoint, **wanted, remedy=remedy)
         if saved.record.get("format") == _CHECKPOINT_FORMAT:  # else training begins anew, and soon writes over it
             content = io.BytesIO(saved.tensors["states"].numpy().tobytes())
             states = torch.load(content, map_location="cpu", weights_only=True)

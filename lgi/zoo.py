@@ -7,21 +7,10 @@ from typing import Any, Literal, TypeAlias, cast, get_args, overload
 import torch
 from torch import Tensor
 
-from lgi import artifacts
+from lgi import artifacts, models
 from lgi.checks import one_of
 from lgi.features import ClassifierOutput, LogisticRegression
-from lgi.models import (
-    GAN,
-    VAE,
-    AnyArchitecture,
-    Architecture,
-    ConstantStd,
-    Decoder,
-    PublishedArchitecture,
-    RBFPrecision,
-    fuse,
-    pick_device,
-)
+from lgi.models import GAN, VAE, Architecture, Decoder, RBFPrecision, fuse, pick_device
 
 VAES = ("vae1", "vae2")
 CODES = (*VAES, "gan")
@@ -241,7 +230,7 @@ def restore_vae(artifact: artifacts.Artifact, *, std: Std = "rbf", fused: bool =
         vae.decoder.std_net = RBFPrecision(**rbf, floor=floor, data_shape=vae.decoder.data_shape)
     vae.load_state_dict(state)
     if gaussian and std == "constant":
-        vae.decoder.std_net = ConstantStd(vae.decoder.data_shape, artifact.record["history"][-1]["std"])
+        vae.decoder.std_net = models.ConstantStd(vae.decoder.data_shape, artifact.record["history"][-1]["std"])
     return fuse(vae) if fused else vae.eval()
 
 
@@ -324,10 +313,10 @@ def restore_logistic_regression(
     return LogisticRegression(**{key: artifact.tensors[key] for key in ("weight", "bias", "classes")}, output=output)
 
 
-def _architecture(artifact: artifacts.Artifact) -> AnyArchitecture:
+def _architecture(artifact: artifacts.Artifact) -> models.AnyArchitecture:
     settings = dict(artifact.settings["architecture"])
     if "hidden" not in settings:
-        return PublishedArchitecture(**settings)
+        return models.PublishedArchitecture(**settings)
     return Architecture(**settings | {"channels": tuple(settings["channels"])})
 
 

@@ -418,7 +418,7 @@ _TABLE = """\
 +self.improvement.double()
   test_samples_without_an_improvement_are_in_no_statistic
 # study written over another: days of computation are gone
--            _refuse_another(path, stored.settings, self.settings)
+-            _refuse(path, differences(stored.settings, self.settings))
 -
 +
   test_a_study_is_not_written_over_another

@@ -68,7 +68,7 @@ def test_models_are_trained_on_training_images(tmp_path, monkeypatch):
         seen.extend((train, held_out))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipes, "train_vae", stop)
+    monkeypatch.setattr(recipes.training, "train_vae", stop)
     with pytest.raises(KeyboardInterrupt):
         train_or_load("vae1", Recipe(dataset="optdigits", architecture=TINY, training=QUICK))
     for images, split in zip(seen, ("train", "validation"), strict=True):

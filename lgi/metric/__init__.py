@@ -5,11 +5,11 @@
 `base`), for any number of points in bounded memory: points are processed in chunks (`batching`).
 """
 
-from lgi.metric.base import Metric, SumMetric
+from lgi.metric.base import Metric
 from lgi.metric.explicit import ConformalMetric, ExplicitMetric
 from lgi.metric.fields import MetricFields, metric_fields
 from lgi.metric.generators import FeatureMap, Generator
-from lgi.metric.lengths import Curve, curve_energy, curve_length, energy_and_gradient, slerp
+from lgi.metric.lengths import Curve, curve_energy, curve_length, slerp
 from lgi.metric.pullback import PullbackMetric
 
 __all__ = [
@@ -21,10 +21,8 @@ __all__ = [
     "Metric",
     "MetricFields",
     "PullbackMetric",
-    "SumMetric",
     "curve_energy",
     "curve_length",
-    "energy_and_gradient",
     "metric_fields",
     "slerp",
 ]

@@ -69,7 +69,7 @@ class Metric(ABC):
         check_points(z, self.latent_dim)
         return semidefinite(self._evaluate(function, z, n_tangents=z.shape[-1]), z)
 
-    def has_embedding(self, z: Tensor) -> bool:  # noqa: ARG002
+    def has_embedding(self, z: Tensor) -> bool:
         """Whether :meth:`embed` and :meth:`linearise` work: the metric is the pull-back of a map.
 
         Parameters
@@ -77,9 +77,9 @@ class Metric(ABC):
         z : Tensor, shape (..., d)
             Any point: a generator shows only when called whether it is stochastic.
         """
-        return False
+        return self.split(z)[1] is None
 
-    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
+    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:  # noqa: ARG002
         """The metric as a sum of the pull-back of a map and of what is left.
 
         The length of a curve is at least that of its image under the map, whatever the nodes at which the speed is
@@ -95,7 +95,7 @@ class Metric(ABC):
         embedded, rest : Metric or None
             The first has an embedding. None stands for a metric that is 0.
         """
-        return (self, None) if self.has_embedding(z) else (None, self)
+        return None, self
 
     def tensor(self, z: Tensor) -> Tensor:
         """Metric tensor ``M(z)``.
@@ -411,16 +411,6 @@ class SumMetric(Metric):
 
     def _prepare(self, z: Tensor) -> int:
         return min(self.first._prepare(z), self.second._prepare(z))
-
-    def has_embedding(self, z: Tensor) -> bool:
-        """Whether both metrics are pull-backs of maps.
-
-        Parameters
-        ----------
-        z : Tensor, shape (..., d)
-            Any point.
-        """
-        return self.first.has_embedding(z) and self.second.has_embedding(z)
 
     def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
         """The metric as a sum of the pull-back of a map and of what is left: the sums of the parts of both metrics.

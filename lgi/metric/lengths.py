@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lgi.checks import describe
 from lgi.metric.base import Metric, check_metric, square_root
-from lgi.spline import CubicBSpline, basis
 
 
 class Curve(Protocol):
@@ -78,8 +77,7 @@ def curve_energy(metric: Metric, curve: Curve | Tensor, n_t: int = 256) -> Tenso
     Returns
     -------
     Tensor, shape (...)
-        At least the squared :func:`curve_length`; equal at constant speed. Differentiable in what the curve is made of;
-        :func:`energy_and_gradient` gives the gradient of a spline in bounded memory.
+        At least the squared :func:`curve_length`; equal at constant speed. Differentiable in what the curve is made of.
 
     Raises
     ------
@@ -90,42 +88,6 @@ def curve_energy(metric: Metric, curve: Curve | Tensor, n_t: int = 256) -> Tenso
     """
     squared_speed, weights = _along(metric, curve, n_t)
     return squared_speed @ weights
-
-
-def energy_and_gradient(metric: Metric, curve: CubicBSpline, n_t: int = 256) -> tuple[Tensor, Tensor]:
-    """Path energy of splines and its gradient, in memory that does not grow with the number of curves or nodes.
-
-    ``dE / dP_i = sum_k w_k (B_ki ds_k/dz + B'_ki ds_k/dv)`` with the squared speed ``s_k`` at node ``k`` and the basis
-    matrices ``B`` and ``B'`` of points and velocities. It equals the gradient of :func:`curve_energy`.
-
-    Parameters
-    ----------
-    metric : Metric
-    curve : CubicBSpline
-        With control points (..., n_control, d).
-    n_t : int
-        Number of quadrature nodes, at least one a span.
-
-    Returns
-    -------
-    energy : Tensor, shape (...)
-    gradient : Tensor, shape (..., n_control, d)
-        With respect to the control points, the fixed end points included. Neither has a graph.
-
-    Raises
-    ------
-    ValueError
-        If ``n_t`` is not an integer of at least 1, or a point does not fit the latent space.
-    TypeError
-        If ``metric`` is not a metric or ``curve`` has no control points.
-    """
-    check_metric(metric)
-    if not isinstance(curve, CubicBSpline):
-        raise TypeError(f"expected a curve with control points, such as lgi.CubicBSpline, got {describe(curve)}")
-    t, weights = _nodes(curve, n_t)
-    B, dB = (basis(curve.knots, t, order, dtype=curve.dtype) for order in (0, 1))
-    s, ds_dz, ds_dv = metric.squared_speed_and_gradient(curve(t), curve.derivative(t))
-    return s @ weights, B.mT @ (weights[:, None] * ds_dz) + dB.mT @ (weights[:, None] * ds_dv)
 
 
 class Polyline:
@@ -157,13 +119,16 @@ class Slerp:
     def __init__(self, start: Tensor, end: Tensor) -> None:
         if start.shape != end.shape or start.dtype != end.dtype or not start.is_floating_point() or start.ndim == 0:
             raise ValueError(
-                f"expected floating-point end points (..., d) of one shape, got {describe(start)} and {describe(end)}"
+                "expected floating-point end points (..., d) of one shape and dtype, "
+                f"got {describe(start)} and {describe(end)}"
             )
         self.start, self.end = start[..., None, :], end[..., None, :]
         self.dtype = start.dtype
         self.device = start.device
         a, b = (torch.nn.functional.normalize(x.double(), dim=-1, eps=1e-300) for x in (self.start, self.end))
         apart, together = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (a - b, a + b))
+        if bool((apart.square() + together.square() < 3).any()):  # 4 of two unit vectors
+            raise ValueError("an end point is the origin, to which no direction leads: move it")
         if bool((opposite := together < torch.finfo(start.dtype).eps ** 0.5).any()):
             raise ValueError(
                 f"{int(opposite.sum())} pairs are opposite, between which no arc is the shortest: move one"
@@ -207,7 +172,7 @@ def slerp(start: Tensor, end: Tensor) -> Slerp:
     Raises
     ------
     ValueError
-        If the points differ in shape or dtype, or lie opposite to each other.
+        If the points differ in shape or dtype, lie opposite to each other, or at the origin.
 
     References
     ----------

@@ -1,5 +1,7 @@
 """The paper's metric: the pull-back of a generator, seen directly or through a feature map (eqs 1-4, App. E)."""
 
+from copy import copy
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -185,28 +187,10 @@ class PullbackMetric(Metric):
             )
         traces = []
         for seed in range(self.seed + 1, self.seed + 1 + n_replicates):
-            other = PullbackMetric(
-                self.generator,
-                self.feature_map,
-                latent_dim=self.latent_dim,
-                chunk_size=self.chunk_size,
-                noise="sampled",
-                n_draws=self.n_draws,
-                seed=seed,
-            )
+            other = copy(self)
+            other._outputs = replace(self._outputs, noise=Noise(self.n_draws, seed))
             traces.append(other.tensor(z).diagonal(dim1=-2, dim2=-1).sum(-1))
         return torch.stack(traces).std(0)
-
-    def has_embedding(self, z: Tensor) -> bool:
-        """Whether the metric is the pull-back of a map: eqs 1 to 3 and the sampled metric, not eq. 4.
-
-        Parameters
-        ----------
-        z : Tensor, shape (..., d)
-            Any point: a generator shows only when called whether it is stochastic.
-        """
-        check_points(z, self.latent_dim)
-        return not self._layout_at(first_point(z)).weighted
 
     def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
         """The metric as a sum of the pull-back of a map and of what is left: the two terms of eq. 4.
@@ -219,10 +203,11 @@ class PullbackMetric(Metric):
         Returns
         -------
         embedded, rest : Metric or None
-            In eq. 4 the metric of the mean, ``J_mu^T M_F J_mu``, and ``J_sigma^T diag(M_F) J_sigma``; else all of the
-            metric and None.
+            In eq. 4 the metric of the mean, ``J_mu^T M_F J_mu``, and ``J_sigma^T diag(M_F) J_sigma``; in eqs 1 to 3 and
+            of the sampled metric, all of the metric and None.
         """
-        if self.has_embedding(z):
+        check_points(z, self.latent_dim)
+        if not self._layout_at(first_point(z)).weighted:
             return self, None
         decode, d, rows = self._outputs.decode, self.latent_dim, self.chunk_size
         mean = PullbackMetric(lambda z: decode(z)[0], self.feature_map, latent_dim=d, chunk_size=rows)
@@ -259,13 +244,9 @@ class PullbackMetric(Metric):
         feature_map, n = self._outputs.feature_map, len(mean)
         assert feature_map is not None
         if self.n_probes is None and layout.n_features > layout.n_data and layout.forward:
-            columns = []
-            for j in range(layout.n_data):
-                direction = mean.new_zeros(n, layout.n_data)
-                direction[:, j] = 1
-                column = jvp(feature_map, (mean,), (direction.reshape(mean.shape),))[1]
-                columns.append(column.reshape(n, -1).square().sum(-1))
-            return torch.stack(columns, dim=-1)
+            directions = torch.eye(layout.n_data, dtype=mean.dtype, device=mean.device)
+            tangents = (jvp(feature_map, (mean,), (v.expand(n, -1).reshape(mean.shape),))[1] for v in directions)
+            return torch.stack([column.reshape(n, -1).square().sum(-1) for column in tangents], dim=-1)
         features, pull, _ = reverse(lambda x: (feature_map(x), x), mean)
         if self.n_probes is None:
             cotangents = torch.eye(layout.n_features, dtype=features.dtype, device=features.device)

@@ -335,8 +335,8 @@ class Found(Rows):
         improvement = (self.straight_length - self.length) / self.straight_length
         ratio = torch.where(self.energy > 0, self.length.square() / self.energy, 1).clamp(max=1)
         n_control = torch.tensor([len(level.knots) - 4 for level in levels.all], device=self.level.device)
-        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error", "n_rows", "seconds")
-        same = (*same, "start_gain")
+        same = ("length", "straight_length", "energy", "residual", "curvature", "length_error")
+        own = ("n_rows", "seconds", "start_gain")
         counts = ("status", "n_iterations", "n_minima")
         return ShortenResult(
             curve=CubicBSpline(real(control), knots),
@@ -348,6 +348,6 @@ class Found(Rows):
             n_control=shaped(n_control[self.level]),
             history=ShortenHistory(energy=real(self.energies), length=real(self.lengths)),
             metric=metric,
-            **{name: real(getattr(self, name)) for name in same},
+            **{name: real(getattr(self, name)) for name in (*same, *own)},
             **{name: shaped(getattr(self, name)) for name in counts},
         )
