@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lgi.metric import ExplicitMetric
+from lgi.metric import ExplicitMetric, Metric, PullbackMetric
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Surface:
     Attributes
     ----------
     name : str
-    embed : callable
-        ``(n, 2) -> (n, 3)``, a generator.
+    embed : callable or None
+        ``(n, 2) -> (n, 3)``, a generator, where there is one.
     tensor : callable
         ``(..., 2) -> (..., 2, 2)``, the metric by hand.
     low, high : tuple of float
@@ -33,11 +33,16 @@ class Surface:
     """
 
     name: str
-    embed: Callable[[Tensor], Tensor]
+    embed: Callable[[Tensor], Tensor] | None
     tensor: Callable[[Tensor], Tensor]
     low: tuple[float, float]
     high: tuple[float, float]
     distance: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """Of the embedding, or by hand where there is none."""
+        return PullbackMetric(self.embed, latent_dim=2) if self.embed else ExplicitMetric(self.tensor, latent_dim=2)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` points (n, 2), float64, uniform in the box."""
@@ -182,8 +187,7 @@ def half_plane_distance(a: Tensor, b: Tensor) -> Tensor:
     return 2 * torch.asinh(_euclidean(a, b) / (2 * (a[..., 1] * b[..., 1]).sqrt()))
 
 
-def half_plane_metric() -> ExplicitMetric:
-    return ExplicitMetric(half_plane_tensor, latent_dim=2)
+HALF_PLANE = Surface("half_plane", None, half_plane_tensor, (-1, 0.5), (1, 2.5), half_plane_distance)
 
 
 # ---- affine decoder of any size: straight lines are geodesics, M is constant ----

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import book
 import nbformat
 import pytest
-from browser import TIMEOUT, chromium
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -385,9 +384,8 @@ FACTS = """async () => {
 class Window:
     """A browser's window of a width, and what its pages complain about or want from elsewhere."""
 
-    def __init__(self, browser, width):
-        self.page = browser.new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
-        self.page.set_default_timeout(TIMEOUT)
+    def __init__(self, new_page, width):
+        self.page = new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
         self.evaluate, self.complaints = self.page.evaluate, []
         tell = self.complaints.append
         self.page.on("console", lambda message: message.type in ("error", "warning") and tell(message.text))
@@ -403,16 +401,10 @@ class Window:
         return self.evaluate(FACTS)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def window(browser, request):
+def window(new_page, request):
     """Window of the width that a test is given, else of a computer's."""
-    window = Window(browser, getattr(request, "param", 1280))
+    window = Window(new_page, getattr(request, "param", 1280))
     yield window
     window.page.close()
 

@@ -149,8 +149,6 @@ class TestVGG19Features:
 
     @pytest.mark.needs_vgg
     def test_real_weights_equal_torchvision_in_float64(self):
-        from safetensors.torch import load_file
-
         path = features._imagenet_file(download=False)
         images = grey(dtype=float64)
         model = VGG19Features().double()
@@ -160,11 +158,6 @@ class TestVGG19Features:
         torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
         single = VGG19Features()(images.float())
         torch.testing.assert_close(single, expected.float(), rtol=0, atol=1e-4 * expected.max().item())
-        # Trained filters are not random ones: the first layer answers to an edge more than to a constant image.
-        flat, edge = torch.full((1, 1, 28, 28), 0.5), torch.full((1, 1, 28, 28), 0.5)
-        edge[..., 14:] = 1.0
-        first = VGG19Features("conv1_1")
-        assert first(edge)[..., 5:-5, 13:15].std() > 2 * first(flat)[..., 5:-5, 13:15].std(dim=(2, 3)).max()
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_value_range_and_channels(self, channels):

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from analytic import SURFACES, AffineDecoder, half_plane_metric, half_plane_tensor
+from analytic import HALF_PLANE, SURFACES, AffineDecoder, half_plane_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.func import jacrev, jvp, vmap
 from lgi import paper
 from lgi.features import ClassifierOutput, LogisticRegression
 from lgi.metric import ConformalMetric, ExplicitMetric, Metric, PullbackMetric, metric_fields
+from lgi.metric.derivatives import differentiable
 
 D, K = 12, 5
 AFFINE = AffineDecoder.random(d=5)
@@ -385,18 +386,12 @@ def test_inputs_are_never_changed() -> None:
     assert not z.requires_grad
 
 
-def test_precision_is_restored_on_a_gpu() -> None:
-    from lgi.metric.derivatives import differentiable
-
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    try:
+def test_precision_is_restored_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(backend, "allow_tf32", True)
         with differentiable(torch.device("cuda")):
-            assert not torch.backends.cudnn.allow_tf32
-            assert not torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cudnn.allow_tf32
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+            assert not backend.allow_tf32
+        assert backend.allow_tf32
 
 
 # ---- other metrics ----
@@ -422,7 +417,7 @@ def test_condition_number_is_resolved_in_float32() -> None:
 
 
 def test_explicit_metric_is_the_function() -> None:
-    metric, z, v = half_plane_metric(), randn(4, 3, 2).exp(), randn(4, 3, 2, seed=1)
+    metric, z, v = HALF_PLANE.metric, randn(4, 3, 2).exp(), randn(4, 3, 2, seed=1)
     assert torch.equal(metric.tensor(z), half_plane_tensor(z))
     assert deviation(metric.squared_speed(z, v), (v / z[..., 1:]).square().sum(-1)) <= 1e-12
     assert deviation(metric.apply(z, v), v / z[..., 1:] ** 2) <= 1e-12
@@ -437,7 +432,7 @@ def test_conformal_metric_scales() -> None:
     """The half plane is the plane, conformally scaled by 1 / y^2."""
     plane = PullbackMetric(lambda z: torch.cat([z, 0 * z[:, :1]], dim=1))
     metric, z, v = ConformalMetric(plane, lambda z: 1 / z[:, 1] ** 2), randn(5, 2).exp(), randn(5, 2, seed=1)
-    reference = half_plane_metric()
+    reference = HALF_PLANE.metric
     assert deviation(metric.tensor(z), reference.tensor(z)) <= 1e-12
     for a, b in zip(metric.squared_speed_and_gradient(z, v), reference.squared_speed_and_gradient(z, v), strict=True):
         assert deviation(a, b) <= 1e-12

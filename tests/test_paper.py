@@ -52,22 +52,22 @@ class Pair(NamedTuple):
     fast: lgi.PullbackMetric
 
 
-EQUATIONS = {
-    "eq. 1": Pair(partial(paper.deterministic_metric, mean), lgi.PullbackMetric(mean, latent_dim=2)),
-    "eq. 2": Pair(partial(paper.stochastic_metric, decoder), lgi.PullbackMetric(decoder, latent_dim=2)),
-    "eq. 3": Pair(
-        partial(paper.deterministic_feature_metric, mean, curved), lgi.PullbackMetric(mean, curved, latent_dim=2)
-    ),
-    "eq. 4": Pair(
-        partial(paper.stochastic_feature_metric, decoder, curved), lgi.PullbackMetric(decoder, curved, latent_dim=2)
-    ),
-}
+def pairs_of(mean: Callable, decoder: Callable, feature_map: Callable) -> dict[str, Pair]:
+    """Eqs 1 to 4 of a decoder and its mean alone."""
+    plain = {
+        "eq. 1": (paper.deterministic_metric, mean),
+        "eq. 2": (paper.stochastic_metric, decoder),
+        "eq. 3": (paper.deterministic_feature_metric, mean, feature_map),
+        "eq. 4": (paper.stochastic_feature_metric, decoder, feature_map),
+    }
+    return {
+        name: Pair(partial(metric, *maps), lgi.PullbackMetric(*maps, latent_dim=2))
+        for name, (metric, *maps) in plain.items()
+    }
+
+
+EQUATIONS = pairs_of(mean, decoder, curved)
 equations = pytest.mark.parametrize("pair", EQUATIONS.values(), ids=EQUATIONS)
-
-
-@pytest.fixture(scope="module")
-def vae1() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    return lgi.load_model("vae1").decoder
 
 
 # ---- eqs 1-4 ----
@@ -82,18 +82,9 @@ def test_metrics_are_those_of_the_fast_package(pair: Pair) -> None:
 def test_metrics_of_vae1_are_those_of_the_fast_package() -> None:
     decoder = lgi.load_model("vae1").decoder.double()
     features = lgi.load_model("logistic_regression").double()
-
-    def mean(z: Tensor) -> Tensor:
-        return decoder(z)[0]
-
-    for z in randn(3, 2, seed=6):
-        for M, fast in (
-            (paper.deterministic_metric(mean, z), lgi.PullbackMetric(mean, latent_dim=2)),
-            (paper.stochastic_metric(decoder, z), lgi.PullbackMetric(decoder)),
-            (paper.deterministic_feature_metric(mean, features, z), lgi.PullbackMetric(mean, features, latent_dim=2)),
-            (paper.stochastic_feature_metric(decoder, features, z), lgi.PullbackMetric(decoder, features)),
-        ):
-            assert deviation(M, fast.tensor(z)) <= 1e-10
+    for pair in pairs_of(lambda z: decoder(z)[0], decoder, features).values():
+        for z in randn(3, 2, seed=6):
+            assert deviation(pair.paper(z), pair.fast.tensor(z)) <= 1e-10
 
 
 @pytest.mark.parametrize("surface", SURFACE.values(), ids=SURFACE)
@@ -363,7 +354,8 @@ def test_samples_of_vae1_are_those_of_the_fast_package(dtype: str, end_tolerance
 
 
 @pytest.mark.slow
-def test_improvements_of_vae1_are_those_of_the_fast_package(vae1) -> None:
+def test_improvements_of_vae1_are_those_of_the_fast_package() -> None:
+    vae1 = lgi.load_model("vae1").decoder
     study = lgi.worst_case_improvement(lgi.PullbackMetric(vae1), 5, progress=False)
     # Fewer points and knots than by default, because this is slow: it costs 0.03 percentage points.
     improvements = paper.worst_case_improvements(

@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import papermill.iorw
 import pytest
 import reproduce
 import torch
 import trials
-from series import FIGURE, Series
+from series import FIGURE
 
 import lgi
 from lgi import algorithm1, artifacts, datasets, recipes, training
@@ -100,11 +101,6 @@ def test_read_only_repository(tmp_path):
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def series(tmp_path, monkeypatch):
-    return Series(tmp_path, monkeypatch)
-
-
 def test_series_on_a_full_disk(series, monkeypatch, capsys):
     series.write("01_a", FIGURE)
     real, n_writes = papermill.iorw.LocalHandler.write, [0]
@@ -127,7 +123,6 @@ def test_series_on_a_full_disk(series, monkeypatch, capsys):
     ]
     summary = json.loads((series.default / "summary.json").read_text(encoding="utf-8"))
     assert [record["status"] for record in summary["notebooks"]] == ["failed"]
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY], ids=["full", "read-only"])
@@ -173,11 +168,8 @@ def test_series_whose_results_cannot_be_written(series, monkeypatch, capsys, err
 
 @pytest.mark.parametrize("error", [READ_ONLY, NO_SPACE, PermissionError(errno.EACCES, "Permission denied")])
 def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error):
-    def acquire(lock, *_, **__):
-        raise error
-
     series.write("01_a")
-    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", acquire)
+    monkeypatch.setattr(reproduce.filelock.FileLock, "acquire", Mock(side_effect=error))
     assert series.run() == 2
     assert f"reproduce: cannot write to {series.default}: {error.strerror}" in capsys.readouterr().err
 
@@ -194,11 +186,8 @@ def test_folder_of_runs_that_cannot_be_locked(series, monkeypatch, capsys, error
     ],
 )
 def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, error, status, message):
-    def stop(*_, **__):
-        raise error
-
     monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
-    monkeypatch.setattr(recipes, "train_or_load", stop)
+    monkeypatch.setattr(recipes, "train_or_load", Mock(side_effect=error))
     monkeypatch.setattr("sys.argv", ["lgi.recipes", "vae2"])
     with pytest.raises(SystemExit) as end:
         recipes.main()

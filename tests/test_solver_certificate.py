@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from analytic import SURFACE, AffineDecoder, half_plane_metric
+from analytic import HALF_PLANE, SPHERE_RADIUS, SURFACE, AffineDecoder, sphere_embed
 
 import lgi
 from lgi.metric import PullbackMetric
@@ -15,12 +15,8 @@ F64 = torch.float64
 
 
 def sphere():
-    def embed(z):
-        """Polar angle and azimuth on the unit sphere."""
-        ring = z[:, 0].sin()
-        return torch.stack([ring * z[:, 1].cos(), ring * z[:, 1].sin(), z[:, 0].cos()], dim=-1)
-
-    return PullbackMetric(embed, latent_dim=2)
+    """The unit sphere, by polar angle and azimuth."""
+    return PullbackMetric(lambda z: sphere_embed(z) / SPHERE_RADIUS, latent_dim=2)
 
 
 class Equator:
@@ -104,7 +100,7 @@ def test_polylines_converge_with_the_square_of_their_pieces():
 
 def test_a_result_has_the_certificate_of_the_search():
     surface = SURFACE["torus"]
-    metric = PullbackMetric(surface.embed, latent_dim=2)
+    metric = surface.metric
     start, end = 0.6 * surface.sample(1, 0)[0], 0.6 * surface.sample(1, 1)[0]
     result = shorten(metric, start, end, SolverSettings(n_control=7, n_iterations=4, progress=False))
     found = certify(metric, result.curve)
@@ -127,7 +123,7 @@ def test_a_metric_without_embedding_and_inference_mode():
         derivative = __call__
 
     with torch.inference_mode():
-        found = certify(half_plane_metric(), Meridian())
+        found = certify(HALF_PLANE.metric, Meridian())
     assert abs(found.length.item() - 1) < 1e-12
     assert found.residual < 1e-9
     # Curvature -1: geodesics part, and all are shortest.
