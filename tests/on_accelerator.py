@@ -26,7 +26,6 @@ pytestmark = [
     # torch 2.11 warns so when a process's first product on a GPU is one of a backward pass, and then makes the context.
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
-QUIET = SolverSettings(progress=False)
 START = torch.tensor([[0.5, -0.5], [0.0, 0.5], [-1.0, 1.0]])
 END = torch.tensor([[1.0, 0.3], [1.0, -1.0], [0.5, 0.5]])
 TINY = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
@@ -118,9 +117,7 @@ def test_vgg_features(there):
     ],
 )
 def test_shorter_curves(there, method, starts, n_iterations):
-    settings = SolverSettings(
-        method=method, starts=starts, n_starts=3, n_control=8, n_iterations=n_iterations, progress=False
-    )
+    settings = SolverSettings(method=method, starts=starts, n_starts=3, n_control=8, n_iterations=n_iterations)
     points = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) if starts == "graph" else None
     ours = lgi.shorten(
         metric(there), START.to(there), END.to(there), settings, points=None if points is None else points.to(there)
@@ -138,7 +135,7 @@ def test_shorter_curves(there, method, starts, n_iterations):
 def test_a_metric_without_embedding(there):
     theirs = metric(feature_map="probabilities")
     ours = metric(there, feature_map="probabilities")
-    settings = SolverSettings(n_iterations=5, n_control=5, progress=False)
+    settings = SolverSettings(n_iterations=5, n_control=5)
     same(
         lgi.shorten(ours, START[:1].to(there), END[:1].to(there), settings).length,
         lgi.shorten(theirs, START[:1], END[:1], settings).length,
@@ -173,14 +170,14 @@ def test_an_iteration_waits_for_the_device_a_handful_of_times(there, n_pairs, mo
     start, end = torch.randn(2, n_pairs, 2, generator=torch.Generator().manual_seed(0)).to(there)
     ours.speed(start[:1], end[:1])  # looks at the generator
     waits.clear()
-    lgi.shorten(ours, start, end, QUIET)
+    lgi.shorten(ours, start, end)
     allowed = calls["_iterate"] * PER_ITERATION + calls["_visit"] * PER_VISIT
     assert waits.total() <= allowed, f"{calls}, allowed {allowed}, waited\n{table(waits)}"
 
 
 @pytest.mark.parametrize("eigenvectors", ["eigh", "lanczos"])
 def test_algorithm_1(there, eigenvectors):
-    settings = {"n_samples": 6, "settings": QUIET, "eigenvectors": eigenvectors}
+    settings = {"n_samples": 6, "eigenvectors": eigenvectors}
     ours, theirs = (worst_case_improvement(metric(to), device=to, **settings) for to in (there, "cpu"))
     assert_close(ours.improvement, theirs.improvement, rtol=1e-3, atol=1e-5)
     assert_close(ours.end, theirs.end, rtol=1e-4, atol=1e-4)
@@ -188,7 +185,7 @@ def test_algorithm_1(there, eigenvectors):
 
 def test_algorithm_1_between_codes(there):
     codes = lgi.load_codes("vae1").z[:50]
-    settings = {"n_samples": 3, "settings": QUIET, "direction": "pairs"}
+    settings = {"n_samples": 3, "direction": "pairs"}
     ours = worst_case_improvement(metric(there), codes=codes.to(there), **settings)
     theirs = worst_case_improvement(metric(), codes=codes, **settings)
     assert_close(ours.improvement, theirs.improvement, rtol=1e-3, atol=1e-5)
@@ -197,7 +194,7 @@ def test_algorithm_1_between_codes(there):
 def test_comparison(there):
     def compared(to):
         ends = (x.to(to) for x in (START, END, START.flip(1), END.flip(1)))
-        return lgi.compare_models(metric(to), metric(to, model="gan"), *ends, settings=QUIET)
+        return lgi.compare_models(metric(to), metric(to, model="gan"), *ends)
 
     ours, theirs = compared(there), compared("cpu")
     assert_close(ours.improvement_a, theirs.improvement_a, rtol=1e-4, atol=1e-5)
@@ -207,7 +204,7 @@ def test_comparison(there):
 
 @pytest.mark.parametrize("d", [2, 6])
 def test_inversion(there, d):
-    settings = {"n_candidates": 64, "n_starts": 2, "n_iterations": 20, "progress": False}
+    settings = {"n_candidates": 64, "n_starts": 2, "n_iterations": 20}
     torch.manual_seed(0)
     generator = torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12)).requires_grad_(
         False

@@ -23,8 +23,8 @@ from lgi.solver import SolverSettings
 pytestmark = pytest.mark.filterwarnings("ignore::lgi.studies.UncertifiedWarning")
 
 OWN_STREAM = np.random.default_rng(0)
-QUICK = SolverSettings(n_control=4, progress=False)
-DOUBLE = {"dtype": torch.float64, "progress": False}
+QUICK = SolverSettings(n_control=4)
+DOUBLE = {"dtype": torch.float64}
 
 # A chart of the sphere around a point of its equator in which the largest stretch is along circles of latitude.
 SCALE = torch.tensor([0.3, 1.2], dtype=torch.float64)
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
 
 
 def study(metric, n=20, **options):
-    return worst_case_improvement(metric, n, **{"settings": QUICK, "progress": False} | options)
+    return worst_case_improvement(metric, n, **{"settings": QUICK} | options)
 
 
 # --- closed forms ----------------------------------------------------------------------------------------------------
@@ -190,9 +190,9 @@ def shorten(metric, start, end, settings, first_pair):
     return SimpleNamespace(converged=one.bool(), **{name: one for name in names.split()})
 algorithm1.shorten = shorten
 metric = PullbackMetric(lambda z: torch.cat([z, z.sin(), z.cos()], dim=1), latent_dim=2)
-algorithm1.worst_case_improvement(metric, 2000, progress=False)
+algorithm1.worst_case_improvement(metric, 2000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = algorithm1.worst_case_improvement(metric, 20000, progress=False)
+found = algorithm1.worst_case_improvement(metric, 20000)
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 columns = sum(column.nbytes for column in found.columns.values())
 print(grown * 1024 / columns)
@@ -210,7 +210,7 @@ def test_memory_is_that_of_the_columns():
 
 
 def test_eigenvectors_are_chosen_by_dimension():
-    still = {"settings": SolverSettings(n_iterations=0), "progress": False}
+    still = {"settings": SolverSettings(n_iterations=0)}
     small, large = (PullbackMetric(Decoder(d, width=20)) for d in (8, 80))
     assert study(small, 3, **still).settings["eigenvectors"] == "eigh"
     found = study(large, 3, **still)
@@ -308,7 +308,7 @@ def test_the_module_is_there_at_once():
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        worst_case_improvement(PullbackMetric(Decoder()), **{"progress": False} | options)
+        worst_case_improvement(PullbackMetric(Decoder()), **options)
 
 
 def test_bad_metrics():

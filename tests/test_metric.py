@@ -403,7 +403,7 @@ def test_log_fields_of_a_degenerate_metric_are_infinite() -> None:
     for degenerate in (metric, zero):
         assert (degenerate.log_volume(z) == -torch.inf).all()
         assert (degenerate.log_condition(z) == torch.inf).all()
-    assert (metric_fields(zero, [torch.linspace(0, 1, 3)] * 2, progress=False).log_condition == torch.inf).all()
+    assert (metric_fields(zero, [torch.linspace(0, 1, 3)] * 2).log_condition == torch.inf).all()
 
 
 def test_condition_number_is_resolved_in_float32() -> None:

@@ -257,7 +257,7 @@ def test_inference_mode_changes_nothing() -> None:
 def test_fields_of_a_torus() -> None:
     surface = SURFACE["torus"]
     axes = [torch.linspace(-3, 3, 7, dtype=torch.float64), torch.linspace(-1, 1, 4, dtype=torch.float64)]
-    fields = metric_fields(SURFACE["torus"].metric, axes, batch_size=5, progress=False)
+    fields = metric_fields(SURFACE["torus"].metric, axes, batch_size=5)
     M = surface.tensor(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))
     values = torch.linalg.eigvalsh(M)
     assert fields.log_volume.shape == fields.log_condition.shape == (7, 4)
@@ -274,7 +274,7 @@ def test_fields_of_a_torus() -> None:
 def test_fields_agree_with_the_methods_in_three_dimensions() -> None:
     decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6))
     metric, axes = PullbackMetric(decoder), [torch.linspace(-1, 1, n) for n in (3, 4, 5)]
-    fields = metric_fields(metric, axes, progress=False)
+    fields = metric_fields(metric, axes)
     z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     assert fields.log_volume.shape == (3, 4, 5)
     assert fields.eigenvectors.dtype == torch.float32

@@ -102,7 +102,7 @@ def test_a_result_has_the_certificate_of_the_search():
     surface = SURFACE["torus"]
     metric = surface.metric
     start, end = 0.6 * surface.sample(1, 0)[0], 0.6 * surface.sample(1, 1)[0]
-    result = shorten(metric, start, end, SolverSettings(n_control=7, n_iterations=4, progress=False))
+    result = shorten(metric, start, end, SolverSettings(n_control=7, n_iterations=4))
     found = certify(metric, result.curve)
     torch.testing.assert_close(found.residual, result.residual, rtol=0.05, atol=1e-6)
     torch.testing.assert_close(found.length, result.length, rtol=1e-7, atol=0)
