@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import DEFAULT, Mock
 
@@ -13,6 +14,8 @@ import pytest
 import safetensors.numpy
 import scipy.stats
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from lgi import algorithm1, artifacts, studies
@@ -497,6 +500,21 @@ def test_another_study_is_refused(tmp_path, quick_solver, options, message, fini
     assert contents(tmp_path) == before
 
 
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(axis=st.integers(0, 1), bound=st.floats(-2, 2), size=st.floats(3e-3, 1), sign=st.sampled_from([1, -1]))
+def test_a_generator_that_differs_beyond_any_border_is_refused(tmp_path, quick_solver, axis, bound, size, sign):
+    unfinished(tmp_path)
+    before = contents(tmp_path)
+    assume((load_study(tmp_path).start[:, axis] > bound).any())
+
+    def other(z):
+        return METRIC.generator(z) * (1 + sign * size * (z[:, axis : axis + 1] > bound))
+
+    with pytest.raises(ValueError, match="another study"):
+        run(tmp_path, metric=PullbackMetric(other, latent_dim=2), dtype=torch.float64)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("change", [lambda w: w.flip(0), lambda w: -w, lambda w: w * (1 + 3e-4)])
 def test_parameters_are_told_apart_by_order_signs_and_size(tmp_path, quick_solver, change):
     class Unused(Generator):  # so that no speed shows it
@@ -723,6 +741,25 @@ def test_merged_parts_are_kept(tmp_path, quick_solver, monkeypatch):
     assert artifacts.load(tmp_path / "study", name="study").record["samples"] == 50
     monkeypatch.setattr(algorithm1, "shorten", None)
     same(run(tmp_path), load_study(tmp_path / "study.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["foreign", "whole", "half", "damaged"])
+def test_a_lone_file_is_never_written_over_nor_mixed(tmp_path, quick_solver, recwarn, kind):
+    whole = run()
+    {"foreign": run(seed=1), "half": run(shard=(1, 2))}.get(kind, whole).save(tmp_path / "study")
+    file = tmp_path / "study.safetensors"
+    if kind == "damaged":
+        file.write_bytes(file.read_bytes()[:-1])
+    before = file.read_bytes()
+    if kind == "foreign":
+        for write in (run, partial(merge_studies, [whole]), lambda folder: whole.save(folder / "study")):
+            with pytest.raises(ValueError, match="holds another study: seed is 1, not 0"):
+                write(folder=tmp_path)
+    else:
+        same(run(tmp_path), whole)
+        assert any(str(told.message).startswith(str(file)) for told in recwarn) is (kind == "damaged")
+        assert load_study(tmp_path).complete
+    assert before in [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
 
 
 def test_merged_parts_are_not_written_over_another_study(tmp_path, quick_solver):
