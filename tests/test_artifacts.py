@@ -264,19 +264,26 @@ def test_an_edited_file_is_refused(edited, tmp_path):
         artifacts.load(tmp_path / "demo", name="demo")
 
 
+@st.composite
+def damages(draw):
+    """Functions that flip a bit of a file, or cut it, anywhere."""
+    position, cut, bit = draw(st.floats(0, 1, exclude_max=True)), draw(st.booleans()), draw(st.integers(0, 7))
+
+    def damage(file):
+        content = bytearray(file.read_bytes())
+        place = int(position * len(content))
+        content[place:] = b"" if cut else bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+        file.write_bytes(content)
+
+    return damage
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
-def test_one_flipped_bit_or_a_cut_anywhere_never_changes_what_is_read(tmp_path, position, bit, cut):
+@given(damage=damages())
+def test_one_flipped_bit_or_a_cut_anywhere_never_changes_what_is_read(tmp_path, damage):
     path = tmp_path / "demo"
     put(path, 5)
-    file = stored(path)
-    content = bytearray(file.read_bytes())
-    place = int(position * len(content))
-    if cut:
-        del content[place:]
-    else:
-        content[place] ^= 1 << bit
-    file.write_bytes(content)
+    damage(stored(path))
     try:
         value = value_at(path)
     except ArtifactError:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import scipy.stats
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from test_artifacts import damages
 from torch import nn
 
 from lgi import algorithm1, artifacts, studies
@@ -234,10 +236,13 @@ def with_index(change):
     return with_columns(lambda columns: columns | {"index": change(columns["index"])})
 
 
+_HEADER = b'{"__metadata__":{"lgi":"' + b"[" * 99_999 + b'"}}'
+NESTED = len(_HEADER).to_bytes(8, "little") + _HEADER
 # What is done to chunk 3, and perhaps 1; whether reading says so, and which files are set aside when it is resumed.
 FAULTS = {
     "cut": (lambda file, _: file.write_bytes(file.read_bytes()[:-1]), "000003.safetensors is truncated", [3]),
     "nested": (lambda file, _: file.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999), "3.*truncated", [3]),
+    "nested settings": (lambda file, _: file.write_bytes(NESTED), "3.*truncated", [3]),
     "copied": (lambda file, other: file.write_bytes(other.read_bytes()), "000003.* holds samples 10 to 19", [3]),
     "exchanged": (
         lambda file, other: (other.rename(file.with_name("x")), file.rename(other), file.with_name("x").rename(file)),
@@ -269,6 +274,20 @@ FAULTS = {
 }
 
 
+def set_aside(folder):
+    """Numbers of the chunks that are set aside, as they are and with a word, when a study is gone on with."""
+    files = {path: path.read_bytes() for path in (folder / CHUNKS).glob("*.safetensors")}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", UncertifiedWarning)
+        same(run(folder), run())
+    found = {path.name.split(".")[0]: path for path in (folder / CHUNKS).glob("*.damaged-*")}
+    assert all(path.name in str(said.message) for path, said in zip(sorted(found.values()), told, strict=True))
+    assert all(path.read_bytes() == files[folder / CHUNKS / f"{name}.safetensors"] for name, path in found.items())
+    assert [path.name for path in (folder / CHUNKS).glob(".*")] == []
+    return sorted(map(int, found))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed(tmp_path, quick_solver, fault):
     act, message, aside = FAULTS[fault]
@@ -286,16 +305,26 @@ def test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed(tmp_
             ):
                 read(tmp_path)
     assert contents(tmp_path) == changed
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", UncertifiedWarning)
-        same(run(tmp_path), run())
-    found = {path.name.split(".")[0]: path for path in folder.glob("*.damaged-*")}
-    assert sorted(map(int, found)) == aside
-    assert all(path.name in str(said.message) for path, said in zip(sorted(found.values()), told, strict=True))
-    assert all(path.read_bytes() == changed[folder / f"{name}.safetensors"] for name, path in found.items())
+    assert set_aside(tmp_path) == aside
     assert samples_in(tmp_path) == before
-    assert [path.name for path in folder.glob(".*")] == []
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(number=st.integers(0, 4), damage=damages())
+def test_a_damaged_chunk_is_never_read_as_another_and_computed_again(tmp_path, quick_solver, number, damage):
+    shutil.rmtree(tmp_path / CHUNKS, ignore_errors=True)
+    whole = run(tmp_path)
+    before = samples_in(tmp_path)
+    damage(file := tmp_path / CHUNKS / f"{number:06d}.safetensors")
+    refused = []
+    for read in (load_study, lambda folder: merge_studies([folder])):
+        try:
+            same(read(tmp_path), whole)  # a bit between two words of the header
+        except artifacts.DamagedError as error:
+            refused.append(file.name in str(error))
+    assert refused in ([], [True, True])
+    assert set_aside(tmp_path) == [number] * any(refused)
+    assert samples_in(tmp_path) == before
 
 
 def test_damage_in_another_study_is_not_touched(tmp_path, quick_solver):

@@ -5,7 +5,7 @@ finished is lost, nothing foreign is taken for ours, and the same call ends as i
 of how many were tried; what fails ends the trial, with the number that repeats it. test_robustness.py makes a few.
 """
 
-# ruff: noqa: B023, PT017 - functions made in loops are called at once, and this is no file for pytest.
+# ruff: noqa: B023 - functions made in loops are called at once, and this is no file for pytest.
 
 import argparse
 import contextlib
@@ -42,7 +42,7 @@ import reproduce  # noqa: E402
 from lgi import PullbackMetric, SolverSettings, algorithm1, artifacts, recipes, worst_case_improvement  # noqa: E402
 from lgi.features import VGG19Features  # noqa: E402
 from lgi.models import Architecture  # noqa: E402
-from lgi.studies import UncertifiedWarning, load_study, merge_studies  # noqa: E402
+from lgi.studies import UncertifiedWarning, load_study  # noqa: E402
 from lgi.training import TrainingSettings  # noqa: E402
 
 CHUNKS = "lgi_study_chunks"
@@ -323,61 +323,6 @@ def stopped(program, folder, draw):
         yield f"{by.name}: {words.get(status, 'interrupted')}"
 
 
-HEADER = b'{"__metadata__":{"lgi":"' + b"[" * 99_999 + b'"}}'
-NESTED = len(HEADER).to_bytes(8, "little") + HEADER
-DAMAGE: dict[str, Callable[[Path, Path, random.Random], object]] = {
-    "a bit": lambda file, other, draw: file.write_bytes(flipped(file.read_bytes(), draw)),
-    "cut": lambda file, other, draw: file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)]),
-    "nested": lambda file, other, draw: file.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
-    "nested settings": lambda file, other, draw: file.write_bytes(NESTED),
-    "another chunk": lambda file, other, draw: file.write_bytes(other.read_bytes()),
-    "exchanged": lambda file, other, draw: exchange(file, other),
-}
-
-
-def flipped(content, draw):
-    changed = bytearray(content)
-    changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
-
-
-def exchange(file, other):
-    content = file.read_bytes()
-    file.write_bytes(other.read_bytes())
-    other.write_bytes(content)
-
-
-def study_damaged(folder, draw):
-    """Chunks damaged, or of another number: refused when read; set aside with a word, computed again when resumed."""
-    whole = study(folder / "whole")
-    for kind in itertools.cycle(DAMAGE):
-        here = folder / "study"
-        shutil.copytree(folder / "whole", here)
-        files = sorted((here / CHUNKS).iterdir())
-        file, other = draw.sample(files, 2)
-        before = {path.name: path.read_bytes() for path in files}
-        DAMAGE[kind](file, other, draw)
-        for read in (load_study, lambda here: merge_studies([here])):
-            try:
-                assert (read(here).improvement == whole.improvement).all(), (
-                    kind
-                )  # a bit between two words of the header
-            except artifacts.ArtifactError as error:
-                assert file.name in str(error) or other.name in str(error), error
-        changed = {path.name: path.read_bytes() for path in files if path.read_bytes() != before[path.name]}
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            warnings.simplefilter("ignore", UncertifiedWarning)
-            found = study(here)
-        assert (found.improvement == whole.improvement).all()
-        assert samples_in(here) == samples_in(folder / "whole")
-        aside = {path.name.partition(".safetensors.")[0]: path for path in (here / CHUNKS).glob("*.damaged-*")}
-        assert len(aside) == len(told)
-        assert all(path.read_bytes() == changed[f"{name}.safetensors"] for name, path in aside.items())
-        shutil.rmtree(here)
-        yield kind
-
-
 def two_writers(folder, draw):
     """Two processes that compute one study at the same time: both end well."""
     study(folder / "whole")
@@ -419,7 +364,7 @@ def vgg_damaged(folder, draw):
 
 
 TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
-    trial.__name__: trial for trial in (study_damaged, two_writers, vgg_damaged)
+    trial.__name__: trial for trial in (two_writers, vgg_damaged)
 }
 TRIALS |= {
     f"{name}_{disturbed.__name__}": partial(disturbed, PROGRAMS[name])
