@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -133,14 +134,12 @@ def test_shorter_curves(there, method, starts, n_iterations):
 
 
 def test_a_metric_without_embedding(there):
-    theirs = metric(feature_map="probabilities")
-    ours = metric(there, feature_map="probabilities")
     settings = SolverSettings(n_iterations=5, n_control=5)
-    same(
-        lgi.shorten(ours, START[:1].to(there), END[:1].to(there), settings).length,
-        lgi.shorten(theirs, START[:1], END[:1], settings).length,
-        rtol=1e-2,  # a handful of steps in a rough metric: rounding is amplified
-    )
+
+    def length(to):
+        return lgi.shorten(metric(to, feature_map="probabilities"), START[:1].to(to), END[:1].to(to), settings).length
+
+    same(length(there), length("cpu"), rtol=1e-2)  # a handful of steps in a rough metric: rounding is amplified
 
 
 # What the search waits for, however many curves there are. In an iteration: which curves go on, which have stale second
@@ -206,9 +205,8 @@ def test_comparison(there):
 def test_inversion(there, d):
     settings = {"n_candidates": 64, "n_starts": 2, "n_iterations": 20}
     torch.manual_seed(0)
-    generator = torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12)).requires_grad_(
-        False
-    )
+    generator = torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12))
+    generator.requires_grad_(False)
     x = generator(torch.randn(3, d)) + 0.01
     expected = lgi.invert(generator, x, d, **settings)
     result = lgi.invert(generator.to(there), x.to(there), d, **settings)
@@ -230,9 +228,8 @@ def test_training(there, images, kind):
         model = make(TINY).to(to)
         records.append(next(iter(train(model, *images, settings))))
         if kind == "gan":
-            records[-1]["distance"] = float(
-                training.distance_to_generated(model.generator, images[1], n_samples=50).mean()
-            )
+            distance = training.distance_to_generated(model.generator, images[1], n_samples=50)
+            records[-1]["distance"] = float(distance.mean())
     assert records[0].keys() == records[1].keys()
     for name in records[0].keys() - {"seconds"}:
         assert records[0][name] == pytest.approx(records[1][name], rel=2e-3, abs=1e-5), name
@@ -251,11 +248,9 @@ def test_rbf_fit(there, images):
 
 def test_the_paper_on_one_page(there):
     """lgi.paper makes its tensors where those that it is given are."""
-    curves = []
-    for to in (there, "cpu"):
-        decoder = lgi.load_model("vae1", to).decoder
-        curve = shorter_curve(
-            lambda z, g=decoder: stochastic_metric(g, z), *(x[0].to(to) for x in (START, END)), n_steps=3
-        )
-        curves.append(curve[0])
-    same(*curves)
+
+    def control(to):
+        metric = partial(stochastic_metric, lgi.load_model("vae1", to).decoder)
+        return shorter_curve(metric, START[0].to(to), END[0].to(to), n_steps=3)[0]
+
+    same(control(there), control("cpu"))

@@ -16,13 +16,11 @@ from unittest.mock import Mock
 import papermill.iorw
 import pytest
 import reproduce
-import torch
 import trials
 from series import FIGURE
 
 import lgi
-from lgi import algorithm1, artifacts, datasets, recipes, training
-from lgi.models import VAE, Architecture
+from lgi import algorithm1, artifacts, datasets, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -193,23 +191,6 @@ def test_command_that_trains_says_why_it_stops(tmp_path, monkeypatch, capsys, er
         recipes.main()
     assert end.value.code == status
     assert message in capsys.readouterr().err
-
-
-def test_damaged_checkpoint_is_refused_and_training_begins_anew_without_it(tmp_path):
-    images = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    architecture = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
-
-    def train():
-        settings = training.TrainingSettings(epochs=2, batch_size=64)
-        return training.train_vae(VAE(architecture), images, images, settings, checkpoint=tmp_path / "run")
-
-    next(train())
-    file = tmp_path / "run.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(artifacts.ArtifactError, match=r"run\.safetensors is truncated.*else delete it"):
-        next(train())
-    file.unlink()
-    assert [record["epoch"] for record in train()] == [1, 2]
 
 
 @pytest.mark.slow

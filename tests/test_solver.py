@@ -7,11 +7,12 @@ import pandas
 import pytest
 import torch
 from analytic import HALF_PLANE, SURFACE, AffineDecoder
+from benchmarks.walls import algorithm_1_pairs, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lgi import zoo
+import lgi
 from lgi.metric import ConformalMetric, PullbackMetric, curve_energy, curve_length
 from lgi.solver import SolverSettings, certify, load_result, shorten, solve_geodesic_ode
 from lgi.solver.methods import METHODS, chosen
@@ -200,15 +201,9 @@ def test_history_tells_energies_by_iteration():
     assert (energy[..., -1] < energy[..., 0]).any()
 
 
-def algorithm_1_pairs(metric, n):
-    start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
-    direction = metric.eigh(start)[1][..., -1]
-    return start, start + torch.where((direction * start).sum(-1, keepdim=True) > 0, -direction, direction)
-
-
 def test_cost_and_convergence_on_the_shipped_model():
-    metric = PullbackMetric(zoo.load_model("vae1").decoder)
-    start, end = algorithm_1_pairs(metric, 40)
+    metric = PullbackMetric(lgi.load_model("vae1").decoder)
+    start, end = algorithm_1_pairs(lgi, metric, 40, 2)
     result = shorten(metric, start, end)
     assert result.converged.double().mean() >= 0.95
     # Measured: 570 for 300 pairs.
@@ -273,15 +268,10 @@ def test_geodesics_of_a_sphere_in_128_dimensions():
 
 def test_a_decoder_of_128_dimensions_is_certified_by_default():
     """The network of tests/benchmarks/walls.py."""
-    net = nn.Sequential(nn.Linear(128, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 784), nn.Tanh())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer, gain in zip(net[::2], (1.5, 1.6, 1.6), strict=True):
-            nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)
-            nn.init.zeros_(layer.bias)
-    start, step = random_pairs(4, d=128, dtype=torch.float32)
+    decoder, d = generator("mlp128", lgi)
+    start, step = random_pairs(4, d=d, dtype=torch.float32)
     end = start + step / torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    result = shorten(PullbackMetric(net.requires_grad_(False), latent_dim=128), start, end)
+    result = shorten(PullbackMetric(decoder, latent_dim=d), start, end)
     assert result.converged.all()
     assert result.improvement.min() > 0
     assert result.n_rows.max() < 8000
@@ -428,8 +418,8 @@ def test_chunks_and_company_do_not_change_a_curve():
 
 def test_chunks_do_not_change_a_curve_in_float32():
     # The last digits decide whether one of these takes another step, which changes its length by 2e-6.
-    metric = PullbackMetric(zoo.load_model("vae1").decoder)
-    start, end = (x[176:186] for x in algorithm_1_pairs(metric, 200))
+    metric = PullbackMetric(lgi.load_model("vae1").decoder)
+    start, end = (x[176:186] for x in algorithm_1_pairs(lgi, metric, 200, 2))
     whole = shorten(metric, start, end)
     pieces = shorten(metric, start, end, SolverSettings(chunk_size=3))
     assert relative(pieces.length, whole.length) < 1e-6

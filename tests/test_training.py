@@ -140,6 +140,10 @@ def test_interrupted_training_resumes_to_the_same_model(images, tmp_path, settin
     assert same_weights(whole, resumed)
     with pytest.raises(artifacts.ArtifactError, match="run"):
         trained(images, dataclasses.replace(settings, learning_rate=1e-4), checkpoint=tmp_path / "run")
+    file = tmp_path / "run.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(artifacts.ArtifactError, match=r"run\.safetensors is truncated.*else delete it"):
+        trained(images, settings, checkpoint=tmp_path / "run")
 
 
 def test_checkpoint_of_an_earlier_format_is_ignored(images, tmp_path):
