@@ -190,6 +190,21 @@ def half_plane_distance(a: Tensor, b: Tensor) -> Tensor:
 HALF_PLANE = Surface("half_plane", None, half_plane_tensor, (-1, 0.5), (1, 2.5), half_plane_distance)
 
 
+class Analytic:
+    """Curve given by a function of t, without knots."""
+
+    dtype = torch.float64
+
+    def __init__(self, position: Callable[[Tensor], Tensor]) -> None:
+        self.position = position
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.position(t)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.func.jvp(self.position, (t,), (torch.ones_like(t),))[1]
+
+
 # ---- affine decoder of any size: straight lines are geodesics, M is constant ----
 @dataclass(frozen=True)
 class AffineDecoder:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from analytic import HALF_PLANE, SPHERE_RADIUS, SURFACE, SURFACES, AffineDecoder, Surface, parabola_length
+from analytic import HALF_PLANE, SPHERE_RADIUS, SURFACE, SURFACES, AffineDecoder, Analytic, Surface, parabola_length
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metric import metrics
@@ -15,21 +15,6 @@ from torch import Tensor, nn
 
 from lgi.metric import Metric, PullbackMetric, curve_energy, curve_length, energy_and_gradient, metric_fields, slerp
 from lgi.spline import CubicBSpline
-
-
-class Analytic:
-    """Curve given by a function of t, without knots."""
-
-    dtype = torch.float64
-
-    def __init__(self, position: Callable[[Tensor], Tensor]) -> None:
-        self.position = position
-
-    def __call__(self, t: Tensor) -> Tensor:
-        return self.position(t)
-
-    def derivative(self, t: Tensor) -> Tensor:
-        return torch.func.jvp(self.position, (t,), (torch.ones_like(t),))[1]
 
 
 def line(start: list[float], end: list[float], n_control: int = 4) -> CubicBSpline:

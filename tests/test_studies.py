@@ -397,23 +397,21 @@ def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
 
 @pytest.fixture
 def slow_solver(quick_solver, monkeypatch):
-    """Samples of so many seconds by a clock of their own; what was computed and written, and when, in a list."""
-    real, save, now, seen = algorithm1.shorten, artifacts.save, [0.0], []
+    """Samples of so many seconds by a clock of their own; sizes and places of what was computed, times of writing."""
+    real, save, now, seen = algorithm1.shorten, artifacts.save, [0.0], SimpleNamespace(calls=[], written=[])
     monkeypatch.setattr(studies.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(studies, "_measured_piece", MEASURED_PIECE)
 
     def set_up(seconds):
         def shorten(metric, start, *arguments, **options):
             now[0] += seconds * len(start)
-            seen.append((now[0], len(start), options["first_pair"]))
+            seen.calls.append((len(start), options["first_pair"]))
             return real(metric, start, *arguments, **options)
 
         monkeypatch.setattr(algorithm1, "shorten", shorten)
         return seen
 
-    monkeypatch.setattr(
-        artifacts, "save", lambda *args, **kwargs: (seen.append((now[0], "written")), save(*args, **kwargs))
-    )
+    monkeypatch.setattr(artifacts, "save", lambda *args, **kwargs: (seen.written.append(now[0]), save(*args, **kwargs)))
     return set_up
 
 
@@ -424,12 +422,10 @@ MEASURED_PIECE = studies._measured_piece
 def test_a_chunk_is_written_every_ten_seconds_or_sample(tmp_path, slow_solver, seconds, piece):
     seen = slow_solver(seconds)
     found = run(tmp_path, n=100, chunk_size=50)
-    times = [entry[0] for entry in seen if entry[1] == "written"]
-    assert np.diff([0, *times]).max() <= max(10.3 + 8 * seconds, 2 * seconds)
-    assert len(times) == 2 * math.ceil(50 / piece)
+    assert np.diff([0, *seen.written]).max() <= max(10.3 + 8 * seconds, 2 * seconds)
+    assert len(seen.written) == 2 * math.ceil(50 / piece)
     # Where a sample lies in its chunk is what bent curves depend on.
-    firsts = [entry[2] for entry in seen if entry[1] != "written"]
-    assert sorted({*firsts}) == [*range(0, 50, piece)]
+    assert sorted({first for _, first in seen.calls}) == [*range(0, 50, piece)]
     assert sorted(samples_in(tmp_path)) == [f"{CHUNKS}/00000{number}.safetensors" for number in range(2)]
     assert artifacts.load(tmp_path / CHUNKS / "000001", name="study chunk").record["samples"] == [50, 100]
     assert artifacts.load(tmp_path / CHUNKS / "000001", name="study chunk").record["seconds"] == pytest.approx(
@@ -456,11 +452,11 @@ def test_pieces_are_gone_on_with_as_they_were_begun(tmp_path, slow_solver, monke
     """Whoever goes on, how fast his machine may be: the solver is asked for the same samples together."""
     seen = slow_solver(1.5)
     run(tmp_path / "whole", n=30)
-    whole = [entry[1:] for entry in seen if entry[1] != "written"][1:]  # the first is for its time
+    whole = seen.calls[1:]  # the first is for its time
     assert [size for size, _ in whole] == [3, 3, 3, 1] * 3
     for n_calls in (2, 4, 5, 6, 9):
         seen = slow_solver(1.5)
-        del seen[:]
+        seen.calls.clear()
         interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT] * n_calls + [KeyboardInterrupt])
         monkeypatch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -469,7 +465,7 @@ def test_pieces_are_gone_on_with_as_they_were_begun(tmp_path, slow_solver, monke
         assert len(kept) == sum(size for size, _ in whole[: n_calls - 1])
         slow_solver(0.001)
         same(run(tmp_path / f"{n_calls}", n=30), load_study(tmp_path / "whole"))
-        calls = [entry[1:] for entry in seen if entry[1] != "written"][1:]
+        calls = seen.calls[1:]
         # One stored sample is computed once more before it goes on, by itself and as at its place in its chunk.
         assert calls.pop(n_calls - 1) == (1, int(kept.index[farthest(kept)]) % 10)
         assert calls == whole
@@ -481,15 +477,15 @@ def test_a_run_that_is_behind_takes_over_what_another_has_written(tmp_path, slow
     behind, other = algorithm1.shorten, []
 
     def shorten(*arguments, **options):
-        if len(seen) > 3 and not other:
+        if len(seen.calls + seen.written) > 3 and not other:
             other.append(True)
             run(tmp_path)
-            del seen[:]
+            seen.written.clear()
         return behind(*arguments, **options)
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     same(run(tmp_path), run())
-    assert "written" not in {entry[1] for entry in seen}
+    assert seen.written == []
     assert load_study(tmp_path).complete
 
 

@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -377,6 +378,26 @@ TRIALS |= {
 }
 
 
+def made(name, n, seed) -> int:
+    """Make a trial so many times, and say what came of it; 0 if all was survived, or nothing can be made here."""
+    counts: Counter[str] = Counter()
+    try:
+        with tempfile.TemporaryDirectory(prefix="lgi-trial-") as folder:
+            try:
+                for what in itertools.islice(TRIALS[name](Path(folder), random.Random(seed)), n):
+                    counts[re.sub(r"\d+", "...", what)] += 1
+            finally:
+                subprocess.run(["umount", "--lazy", f"{folder}/disk"], capture_output=True, check=False)
+        said = f"{counts.total()} tried, all survived ({dict(counts)})"
+    except NotAllowed as reason:
+        said = f"not made: {reason}"
+    except BaseException:
+        traceback.print_exc(file=sys.__stdout__)
+        said = f"FAILED after {counts.total()}, --seed {seed}"
+    print(f"{name}: {said}", file=sys.__stdout__, flush=True)
+    return int("FAILED" in said)
+
+
 def main(argv=None) -> int:
     """Run the command line; 0 if all was survived, 1 if not."""
     assert __doc__ is not None
@@ -390,33 +411,10 @@ def main(argv=None) -> int:
     study(None)  # what a first call imports takes seconds, in each process again
     failed = False
     for name in args.only or TRIALS:
-
-        def trial(name=name):
-            counts: dict[str, int] = {}
-            try:
-                with tempfile.TemporaryDirectory(prefix="lgi-trial-") as folder:
-                    try:
-                        for made in itertools.islice(TRIALS[name](Path(folder), random.Random(args.seed)), args.n):
-                            kind = re.sub(r"\d+", "...", made)
-                            counts[kind] = counts.get(kind, 0) + 1
-                    finally:
-                        subprocess.run(["umount", "--lazy", f"{folder}/disk"], capture_output=True, check=False)
-            except NotAllowed as reason:
-                print(f"{name}: not made: {reason}", file=sys.__stdout__, flush=True)
-                return 0
-            except BaseException:
-                traceback.print_exc(file=sys.__stdout__)
-                print(
-                    f"{name}: FAILED after {sum(counts.values())}, --seed {args.seed}", file=sys.__stdout__, flush=True
-                )
-                return 1
-            print(f"{name}: {sum(counts.values())} tried, all survived ({counts})", file=sys.__stdout__, flush=True)
-            return 0
-
         # In a process of its own: a trial mounts disks and changes modules.
         sys.stdout.flush()
         if not (child := os.fork()):
-            os._exit(trial())
+            os._exit(made(name, args.n, args.seed))
         failed |= end(child) != 0
     return int(failed)
 
