@@ -11,10 +11,9 @@ from analytic import PLANE_FRAME, SURFACE, half_plane_distance, half_plane_tenso
 from hypothesis import given, settings
 from scipy.interpolate import BSpline
 from test_architecture import code_lines
-from test_metric import deviation, randn
+from test_metric import deviation, of_draws, randn
 from test_spline import splines
 from torch import Tensor
-from torch.func import jacfwd, vmap
 
 import lgi
 from lgi import paper
@@ -118,24 +117,11 @@ def test_eq_3_is_eq_1_of_the_composition() -> None:
         assert deviation(paper.deterministic_feature_metric(mean, curved, z), expected) <= 1e-12
 
 
-def sampled_metrics(feature_map: Callable[[Tensor], Tensor], z: Tensor, n: int) -> Tensor:
-    """``J^T J`` of ``f(mu(z) + sigma(z) epsilon)`` for n draws of epsilon: nothing is taken out of the expectation."""
-
-    def one(epsilon: Tensor) -> Tensor:
-        def features(z: Tensor) -> Tensor:
-            mu, sigma = decoder(z[None])
-            return feature_map(mu + sigma * epsilon).flatten()
-
-        J = jacfwd(features)(z)
-        return J.T @ J
-
-    return vmap(one)(randn(n, 1, 3, 2, seed=11))
-
-
 def test_eq_4_is_the_expected_metric_of_an_affine_feature_map() -> None:
     n, M_FX = 20_000, WEIGHT.T @ WEIGHT
+    draws = randn(n, 1, 3, 2, seed=11)
     for z in randn(3, 2, seed=12):
-        samples = sampled_metrics(affine, z, n)
+        samples = of_draws(decoder, affine, z, draws)
         error = samples.std(0) / n**0.5
         difference = samples.mean(0) - paper.stochastic_feature_metric(decoder, affine, z)
         assert (difference.abs() <= 4 * error).all()
