@@ -220,16 +220,8 @@ def checked(surface: Surface, n_pairs: int, settings: lgi.SolverSettings) -> dic
         ends = {"pair": index, "start": start[index].tolist(), "end": end[index].tolist()}
         wrong += [ends | what for what in found]
     means = {"certified": sum(certified) / n_pairs, "improvement": sum(improvements) / n_pairs}
-    times = {"seconds": time.perf_counter() - clock}
-    return {
-        "surface": surface.title,
-        "limit": surface.limit,
-        "pairs": n_pairs,
-        **means,
-        **times,
-        "worst": worst,
-        "violations": wrong,
-    }
+    found = {"seconds": time.perf_counter() - clock, "worst": worst, "violations": wrong}
+    return {"surface": surface.title, "limit": surface.limit, "pairs": n_pairs} | means | found
 
 
 def _results(surface: Surface, start: Tensor, end: Tensor, settings: Any) -> Iterator[tuple[int, Any, int]]:

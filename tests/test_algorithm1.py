@@ -471,9 +471,8 @@ def test_command_line_options_reach_the_study(tmp_path, capsys):
 
 def test_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     options = ["--model", "vae2", "--samples", "6", "--chunk-size", "2", "--n-control", "4", "--device", "cpu"]
-    interrupted = Mock(
-        wraps=algorithm1.shorten, side_effect=[DEFAULT, DEFAULT, KeyboardInterrupt]
-    )  # a first call for its time
+    # A first call for its time.
+    interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT, DEFAULT, KeyboardInterrupt])
     with monkeypatch.context() as patch:
         patch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(SystemExit) as stop:

@@ -164,11 +164,7 @@ def mirror(synthetic, tmp_path, monkeypatch):
     for file in (synthetic / "MNIST" / "raw").iterdir():
         file.unlink()
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served)) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served)) as server:
         try:
             socket.create_connection(server.server_address, timeout=60).close()
         except OSError as error:

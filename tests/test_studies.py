@@ -62,9 +62,8 @@ def quick_solver(monkeypatch):
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
-    monkeypatch.setattr(
-        studies, "_measured_piece", lambda compute, samples, parallel: len(samples)
-    )  # else one more call
+    # Else one more call.
+    monkeypatch.setattr(studies, "_measured_piece", lambda compute, samples, parallel: len(samples))
 
 
 def run(folder=None, n=50, metric=METRIC, **options):
