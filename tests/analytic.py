@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lgi.metric import ExplicitMetric, Metric, PullbackMetric
+from lgi.metric.probing import _quieten_first_jvp
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,14 @@ class Analytic:
 
     def __init__(self, position: Callable[[Tensor], Tensor]) -> None:
         self.position = position
+        _quieten_first_jvp()
 
     def __call__(self, t: Tensor) -> Tensor:
         return self.position(t)
 
-    def derivative(self, t: Tensor) -> Tensor:
-        return torch.func.jvp(self.position, (t,), (torch.ones_like(t),))[1]
+    def derivative(self, t: Tensor, order: int = 1) -> Tensor:
+        lower = partial(self.derivative, order=order - 1) if order > 1 else self.position
+        return torch.func.jvp(lower, (t,), (torch.ones_like(t),))[1]
 
 
 # ---- affine decoder of any size: straight lines are geodesics, M is constant ----

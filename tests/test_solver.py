@@ -222,12 +222,8 @@ def test_methods_agree(d, n_values, n, far):
     start, end = random_pairs(n, d, seed=5, far=far)
     newton = shorten(metric, start, end, SolverSettings(length_tolerance=1e-6))
     products = shorten(metric, start, end, SolverSettings(method="newton-cg", length_tolerance=1e-6))
-    gradient = shorten(
-        metric,
-        start,
-        end,
-        SolverSettings(method="gradient", length_tolerance=1e-5, n_control=8, n_iterations=3000),
-    )
+    descent = SolverSettings(method="gradient", length_tolerance=1e-5, n_control=8, n_iterations=3000)
+    gradient = shorten(metric, start, end, descent)
     assert newton.converged.all()
     assert products.converged.all()
     assert newton.improvement.max() > 0.01
