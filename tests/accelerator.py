@@ -22,6 +22,7 @@ NAME = "sim"
 # Operations that read values, and those whose results are as large as the values tell.
 _READ = {"_local_scalar_dense", "equal", "is_nonzero", "item", "allclose"}
 _SIZED = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
+_COPIES = {"copy_", "_copy_from"}
 _INDEXED = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 # They resize the tensor that they fill, which a wrapper of another tensor cannot follow.
 _RESIZED = {torch.eye, torch.arange, torch.linspace, torch.randperm}
@@ -29,8 +30,6 @@ _MADE_OF_NUMBERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
 
 waits: Counter[str] = Counter()
 """How often a GPU would have been waited for, by the line of lgi that is to blame."""
-transfers: Counter[str] = Counter()
-"""How often something was sent from the CPU, likewise."""
 
 
 def _blame() -> str:
@@ -77,24 +76,16 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
     flat, spec = pytree.tree_flatten((args, kwargs))
     own = [x for x in flat if isinstance(x, SimTensor)]
     foreign = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, SimTensor) and x.ndim > 0]
-    if name in ("copy_", "_copy_from"):
-        _note_copy(to_sim=isinstance(args[0], SimTensor), from_sim=isinstance(args[1], SimTensor))
-    elif name == "_to_copy":
+    there = name in _COPIES and isinstance(args[0], SimTensor)
+    if name == "_to_copy":
         there = torch.device(kwargs.get("device") or (NAME if own else "cpu")).type == NAME
-        _note_copy(to_sim=there, from_sim=bool(own))
-    elif own and foreign:
-        if name not in _INDEXED:
-            shapes = [tuple(x.shape) for x in own], [tuple(x.shape) for x in foreign]
-            raise RuntimeError(
-                f"all tensors must be on one device: {operation} got {NAME} {shapes[0]}, cpu {shapes[1]}"
-            )
-        transfers[_blame()] += len(foreign)  # a GPU takes indices from the CPU, one by one
-    if name in _READ or name in _SIZED:
+    elif own and foreign and name not in _COPIES | _INDEXED:  # a GPU takes indices from the CPU, one by one
+        shapes = [tuple(x.shape) for x in own], [tuple(x.shape) for x in foreign]
+        raise RuntimeError(f"all tensors must be on one device: {operation} got {NAME} {shapes[0]}, cpu {shapes[1]}")
+    if name in _READ | _SIZED or (name in _COPIES | {"_to_copy"} and own and not there):
         waits[_blame()] += 1
     elif name in _INDEXED:
-        masks = [x for x in args[1] if isinstance(x, SimTensor) and x.dtype == torch.bool]
-        if masks:
-            waits[_blame()] += len(masks)
+        waits[_blame()] += sum(isinstance(x, SimTensor) and x.dtype == torch.bool for x in args[1])
     elif name == "resize_":
         raise NotImplementedError("a wrapper cannot be resized: make the tensor in another way")
     elif name == "_linalg_eigh":
@@ -107,7 +98,7 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
     result = operation(*held_args, **held_kwargs)
     if name in _READ or (name == "_to_copy" and not there):
         return result
-    if name in ("copy_", "_copy_from"):
+    if name in _COPIES:
         return args[0]
     # What is changed in place comes back as the object that it was.
     known = {id(x.held): x for x in own}
@@ -116,13 +107,6 @@ def _run(operation: Any, args: Any, kwargs: Any) -> Any:
 
 def _dense(x: Tensor) -> Tensor:
     return x.clone() if x._is_zerotensor() else x
-
-
-def _note_copy(*, to_sim: bool, from_sim: bool) -> None:
-    if from_sim and not to_sim:
-        waits[_blame()] += 1
-    elif to_sim and not from_sim:
-        transfers[_blame()] += 1
 
 
 class _Created(TorchFunctionMode):
@@ -179,7 +163,6 @@ def simulated() -> Iterator[None]:
 
         zeros.impl(f"{name}.Tensor", dense, "ZeroTensor")
     waits.clear()
-    transfers.clear()
     try:
         with _Created():
             yield
@@ -189,4 +172,4 @@ def simulated() -> Iterator[None]:
 
 def table(counts: Counter[str]) -> str:
     """Lines of lgi and how often each was counted, the most first."""
-    return "\n".join(f"{n:5} {line}" for line, n in counts.most_common())
+    return "\n".join(f"{n:5} {line}" for line, n in (+counts).most_common())

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lgi.metric import ExplicitMetric
+from lgi.metric import ExplicitMetric, Metric, PullbackMetric
+from lgi.metric.probing import _quieten_first_jvp
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Surface:
     Attributes
     ----------
     name : str
-    embed : callable
-        ``(n, 2) -> (n, 3)``, a generator.
+    embed : callable or None
+        ``(n, 2) -> (n, 3)``, a generator, where there is one.
     tensor : callable
         ``(..., 2) -> (..., 2, 2)``, the metric by hand.
     low, high : tuple of float
@@ -33,11 +35,16 @@ class Surface:
     """
 
     name: str
-    embed: Callable[[Tensor], Tensor]
+    embed: Callable[[Tensor], Tensor] | None
     tensor: Callable[[Tensor], Tensor]
     low: tuple[float, float]
     high: tuple[float, float]
     distance: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """Of the embedding, or by hand where there is none."""
+        return PullbackMetric(self.embed, latent_dim=2) if self.embed else ExplicitMetric(self.tensor, latent_dim=2)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` points (n, 2), float64, uniform in the box."""
@@ -182,8 +189,24 @@ def half_plane_distance(a: Tensor, b: Tensor) -> Tensor:
     return 2 * torch.asinh(_euclidean(a, b) / (2 * (a[..., 1] * b[..., 1]).sqrt()))
 
 
-def half_plane_metric() -> ExplicitMetric:
-    return ExplicitMetric(half_plane_tensor, latent_dim=2)
+HALF_PLANE = Surface("half_plane", None, half_plane_tensor, (-1, 0.5), (1, 2.5), half_plane_distance)
+
+
+class Analytic:
+    """Curve given by a function of t, without knots."""
+
+    dtype = torch.float64
+
+    def __init__(self, position: Callable[[Tensor], Tensor]) -> None:
+        self.position = position
+        _quieten_first_jvp()
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.position(t)
+
+    def derivative(self, t: Tensor, order: int = 1) -> Tensor:
+        lower = partial(self.derivative, order=order - 1) if order > 1 else self.position
+        return torch.func.jvp(lower, (t,), (torch.ones_like(t),))[1]
 
 
 # ---- affine decoder of any size: straight lines are geodesics, M is constant ----

@@ -6,10 +6,12 @@ The order of tests is random, and many files share a process: what one leaves be
 import locale
 import os
 import random
+import shutil
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -50,6 +52,41 @@ def scratch_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LGI_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("LGI_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A folder of tiny notebooks (series.py)."""
+    from series import Series
+
+    return Series(tmp_path, monkeypatch)
+
+
+# Chromium's sandbox is not to be had in most containers, and their /dev/shm is small.
+_CHROMIUM = "--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
+
+
+@pytest.fixture(scope="module")
+def new_page() -> Iterator[Callable[..., Any]]:
+    """Opens pages of Chromium without its window, driven by playwright; skips the test where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    timeout = 900_000  # milliseconds: not how long it should take, but how long a busy machine might
+
+    def opened(**options: Any) -> Any:
+        page = browser.new_page(**options)
+        page.set_default_timeout(timeout)
+        return page
+
+    before = random.getstate()  # playwright draws from it
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=_CHROMIUM.split(), timeout=timeout)
+        yield opened
+        browser.close()
+    random.setstate(before)
 
 
 # Set by pytest for each test, and by scikit-learn and parts of torch when something first imports them.

@@ -250,7 +250,7 @@ _TABLE = """\
 # equal weights in spectral elements: the energy that is minimised is not that of the curve
 -weights = 2 / (degree * (degree + 1) * legendre(x) ** 2)
 +weights = np.full(degree + 1, 2 / (degree + 1))
-  test_distances_of_surfaces
+  test_distances_in_closed_form
 === solver/refinement
 # measured on the optimised points: the original code's: what was optimised looks shorter than it is
 -fine = max(math.ceil(1.5 * degree), math.ceil(_MEASURED / (n_spans * pieces)))
@@ -265,7 +265,7 @@ _TABLE = """\
 # no knot is ever inserted: the original code with its defaults: two free control points
 -refine = can_go_on & (promise > settings.length_tolerance) & stage.has_finer_knots
 +refine = can_go_on & (promise > torch.inf) & stage.has_finer_knots
-  test_distances_of_surfaces
+  test_distances_in_closed_form
 # every step is taken: the search leaves a valley for good where the model of the energy is wrong
 -better = (tried.energy <= energy * (1 + noise)) & gradient.isfinite().all(-1)
 +better = gradient.isfinite().all(-1)

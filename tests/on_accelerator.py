@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -26,7 +27,6 @@ pytestmark = [
     # torch 2.11 warns so when a process's first product on a GPU is one of a backward pass, and then makes the context.
     pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
-QUIET = SolverSettings(progress=False)
 START = torch.tensor([[0.5, -0.5], [0.0, 0.5], [-1.0, 1.0]])
 END = torch.tensor([[1.0, 0.3], [1.0, -1.0], [0.5, 0.5]])
 TINY = Architecture(channels=(2, 4), hidden=8, normalisation="batch", activation="silu")
@@ -118,9 +118,7 @@ def test_vgg_features(there):
     ],
 )
 def test_shorter_curves(there, method, starts, n_iterations):
-    settings = SolverSettings(
-        method=method, starts=starts, n_starts=3, n_control=8, n_iterations=n_iterations, progress=False
-    )
+    settings = SolverSettings(method=method, starts=starts, n_starts=3, n_control=8, n_iterations=n_iterations)
     points = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) if starts == "graph" else None
     ours = lgi.shorten(
         metric(there), START.to(there), END.to(there), settings, points=None if points is None else points.to(there)
@@ -136,14 +134,12 @@ def test_shorter_curves(there, method, starts, n_iterations):
 
 
 def test_a_metric_without_embedding(there):
-    theirs = metric(feature_map="probabilities")
-    ours = metric(there, feature_map="probabilities")
-    settings = SolverSettings(n_iterations=5, n_control=5, progress=False)
-    same(
-        lgi.shorten(ours, START[:1].to(there), END[:1].to(there), settings).length,
-        lgi.shorten(theirs, START[:1], END[:1], settings).length,
-        rtol=1e-2,  # a handful of steps in a rough metric: rounding is amplified
-    )
+    settings = SolverSettings(n_iterations=5, n_control=5)
+
+    def length(to):
+        return lgi.shorten(metric(to, feature_map="probabilities"), START[:1].to(to), END[:1].to(to), settings).length
+
+    same(length(there), length("cpu"), rtol=1e-2)  # a handful of steps in a rough metric: rounding is amplified
 
 
 # What the search waits for, however many curves there are. In an iteration: which curves go on, which have stale second
@@ -173,14 +169,14 @@ def test_an_iteration_waits_for_the_device_a_handful_of_times(there, n_pairs, mo
     start, end = torch.randn(2, n_pairs, 2, generator=torch.Generator().manual_seed(0)).to(there)
     ours.speed(start[:1], end[:1])  # looks at the generator
     waits.clear()
-    lgi.shorten(ours, start, end, QUIET)
+    lgi.shorten(ours, start, end)
     allowed = calls["_iterate"] * PER_ITERATION + calls["_visit"] * PER_VISIT
     assert waits.total() <= allowed, f"{calls}, allowed {allowed}, waited\n{table(waits)}"
 
 
 @pytest.mark.parametrize("eigenvectors", ["eigh", "lanczos"])
 def test_algorithm_1(there, eigenvectors):
-    settings = {"n_samples": 6, "settings": QUIET, "eigenvectors": eigenvectors}
+    settings = {"n_samples": 6, "eigenvectors": eigenvectors}
     ours, theirs = (worst_case_improvement(metric(to), device=to, **settings) for to in (there, "cpu"))
     assert_close(ours.improvement, theirs.improvement, rtol=1e-3, atol=1e-5)
     assert_close(ours.end, theirs.end, rtol=1e-4, atol=1e-4)
@@ -188,7 +184,7 @@ def test_algorithm_1(there, eigenvectors):
 
 def test_algorithm_1_between_codes(there):
     codes = lgi.load_codes("vae1").z[:50]
-    settings = {"n_samples": 3, "settings": QUIET, "direction": "pairs"}
+    settings = {"n_samples": 3, "direction": "pairs"}
     ours = worst_case_improvement(metric(there), codes=codes.to(there), **settings)
     theirs = worst_case_improvement(metric(), codes=codes, **settings)
     assert_close(ours.improvement, theirs.improvement, rtol=1e-3, atol=1e-5)
@@ -197,7 +193,7 @@ def test_algorithm_1_between_codes(there):
 def test_comparison(there):
     def compared(to):
         ends = (x.to(to) for x in (START, END, START.flip(1), END.flip(1)))
-        return lgi.compare_models(metric(to), metric(to, model="gan"), *ends, settings=QUIET)
+        return lgi.compare_models(metric(to), metric(to, model="gan"), *ends)
 
     ours, theirs = compared(there), compared("cpu")
     assert_close(ours.improvement_a, theirs.improvement_a, rtol=1e-4, atol=1e-5)
@@ -207,11 +203,10 @@ def test_comparison(there):
 
 @pytest.mark.parametrize("d", [2, 6])
 def test_inversion(there, d):
-    settings = {"n_candidates": 64, "n_starts": 2, "n_iterations": 20, "progress": False}
+    settings = {"n_candidates": 64, "n_starts": 2, "n_iterations": 20}
     torch.manual_seed(0)
-    generator = torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12)).requires_grad_(
-        False
-    )
+    generator = torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12))
+    generator.requires_grad_(False)
     x = generator(torch.randn(3, d)) + 0.01
     expected = lgi.invert(generator, x, d, **settings)
     result = lgi.invert(generator.to(there), x.to(there), d, **settings)
@@ -233,9 +228,8 @@ def test_training(there, images, kind):
         model = make(TINY).to(to)
         records.append(next(iter(train(model, *images, settings))))
         if kind == "gan":
-            records[-1]["distance"] = float(
-                training.distance_to_generated(model.generator, images[1], n_samples=50).mean()
-            )
+            distance = training.distance_to_generated(model.generator, images[1], n_samples=50)
+            records[-1]["distance"] = float(distance.mean())
     assert records[0].keys() == records[1].keys()
     for name in records[0].keys() - {"seconds"}:
         assert records[0][name] == pytest.approx(records[1][name], rel=2e-3, abs=1e-5), name
@@ -254,11 +248,9 @@ def test_rbf_fit(there, images):
 
 def test_the_paper_on_one_page(there):
     """lgi.paper makes its tensors where those that it is given are."""
-    curves = []
-    for to in (there, "cpu"):
-        decoder = lgi.load_model("vae1", to).decoder
-        curve = shorter_curve(
-            lambda z, g=decoder: stochastic_metric(g, z), *(x[0].to(to) for x in (START, END)), n_steps=3
-        )
-        curves.append(curve[0])
-    same(*curves)
+
+    def control(to):
+        metric = partial(stochastic_metric, lgi.load_model("vae1", to).decoder)
+        return shorter_curve(metric, START[0].to(to), END[0].to(to), n_steps=3)[0]
+
+    same(control(there), control("cpu"))

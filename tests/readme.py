@@ -224,26 +224,17 @@ def gpu() -> str:
     """A GPU beside the processor of the same machine."""
     recorded = _recorded("gpu")
     metric, study = recorded["metric"], recorded["algorithm_1"]
-    rows = [
-        [
-            f"metric of VAE1, {eq}, \N{MICRO SIGN}s a point",
-            *(f"{metric[d][eq]['microseconds a point']:.3g}" for d in ("cuda", "cpu")),
-        ]
-        for eq in ("eq. 2", "eq. 4")
-    ]
-    rows.append(
-        ["Algorithm 1 on VAE1, 1000 samples, s", *(f"{study[d]['1000']['seconds']:.0f}" for d in ("cuda", "cpu"))]
-    )
+    rows, both = [], ("cuda", "cpu")
+    for eq in ("eq. 2", "eq. 4"):
+        times = (f"{metric[device][eq]['microseconds a point']:.3g}" for device in both)
+        rows.append([f"metric of VAE1, {eq}, \N{MICRO SIGN}s a point", *times])
+    times = (f"{study[device]['1000']['seconds']:.0f}" for device in both)
+    rows.append(["Algorithm 1 on VAE1, 1000 samples, s", *times])
     for name, row in recorded["hard"]["cuda"].items():
         beside = recorded["hard"]["cpu"].get(name)
         other = "" if beside is None else f"{beside['milliseconds a pair']:.0f} ({beside['pairs']} pairs)"
-        rows.append(
-            [
-                f"curves, `{name.split(',')[0]}`,{name.split(',')[1]}, ms a pair",
-                f"{row['milliseconds a pair']:.0f}",
-                other,
-            ]
-        )
+        what, where, *_ = name.split(",")
+        rows.append([f"curves, `{what}`,{where}, ms a pair", f"{row['milliseconds a pair']:.0f}", other])
     large = recorded["large"]["cuda"]
     curves, seconds = large["curves"], large["seconds, tensor at 2 points"]
     titles = f"| {recorded['gpu']}, torch {recorded['provenance']['versions']['torch']} | GPU | CPU, 6 threads |"

@@ -6,12 +6,13 @@ cell whose numbers another processor may compute a little differently carries th
 notebooks/conftest.py compares its numbers by this module instead. All words have to be the same either way.
 """
 
-import html
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any, NamedTuple
+
+from bs4 import BeautifulSoup
 
 
 class Tolerance(NamedTuple):
@@ -247,22 +248,17 @@ def shown(outputs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 def _html_table(table: str) -> Iterator[tuple[str, str]]:
     heads: list[str] = []
-    for row in re.findall(r"<tr.*?>(.*?)</tr>", table, re.DOTALL):
-        cells = [
-            (kind, html.unescape(text).strip())
-            for kind, span, text in re.findall(r"<t([hd])(?: colspan=\"(\d+)\")?.*?>(.*?)</t[hd]>", row, re.DOTALL)
-            for _ in range(int(span or 1))
-        ]
-        name = " ".join(text for kind, text in cells if kind == "h" and text)
-        values = [text for kind, text in cells if kind == "d"]
+    for row in BeautifulSoup(table, "html.parser")("tr"):
+        cells = [cell for cell in row(["th", "td"]) for _ in range(int(cell.get("colspan", 1)))]
+        texts = [cell.get_text().strip() for cell in cells]
+        name = " ".join(text for cell, text in zip(cells, texts, strict=True) if cell.name == "th" and text)
+        values = [text for cell, text in zip(cells, texts, strict=True) if cell.name == "td"]
         if values:
             # Columns are counted from the right: an index of several levels leaves out what it repeats.
             yield from ((f"{name} | {head}", value) for head, value in zip(heads[-len(values) :], values, strict=True))
-        else:
-            texts = [text for _, text in cells]
-            # The row that names the index has no heads; heads of several levels stand below each other.
-            if any(texts[1:]):
-                heads = [f"{a} {b}".strip() for a, b in zip_longest(heads, texts, fillvalue="")]
+        # The row that names the index has no heads; heads of several levels stand below each other.
+        elif any(texts[1:]):
+            heads = [f"{a} {b}".strip() for a, b in zip_longest(heads, texts, fillvalue="")]
 
 
 def _markdown_table(table: str) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ from typing import Any
 import analytic
 import numpy as np
 import torch
+from benchmarks.walls import images
 from safetensors.torch import load_file
 from scipy.interpolate import BSpline
 from torch import Tensor, nn
@@ -219,16 +220,8 @@ def checked(surface: Surface, n_pairs: int, settings: lgi.SolverSettings) -> dic
         ends = {"pair": index, "start": start[index].tolist(), "end": end[index].tolist()}
         wrong += [ends | what for what in found]
     means = {"certified": sum(certified) / n_pairs, "improvement": sum(improvements) / n_pairs}
-    times = {"seconds": time.perf_counter() - clock}
-    return {
-        "surface": surface.title,
-        "limit": surface.limit,
-        "pairs": n_pairs,
-        **means,
-        **times,
-        "worst": worst,
-        "violations": wrong,
-    }
+    found = {"seconds": time.perf_counter() - clock, "worst": worst, "violations": wrong}
+    return {"surface": surface.title, "limit": surface.limit, "pairs": n_pairs} | means | found
 
 
 def _results(surface: Surface, start: Tensor, end: Tensor, settings: Any) -> Iterator[tuple[int, Any, int]]:
@@ -309,11 +302,8 @@ class Walls(nn.Module):
     def __init__(self, rbf: str) -> None:
         super().__init__()
         weights = load_file(WALLS)
-        up = [nn.ConvTranspose2d(32, 32, 3, stride=2), nn.ELU(), nn.ConvTranspose2d(32, 32, 4, stride=2), nn.ELU()]
-        self.net = nn.Sequential(nn.Linear(2, 1152), nn.Unflatten(1, (32, 6, 6)), *up, nn.Conv2d(32, 1, 1), nn.Tanh())
-        names = {0: "lin", 2: "c.1.0", 4: "c.2.0", 6: "c.3"}
-        parts = ((f"{i}.{part}", f"decoder.{name}.{part}") for i, name in names.items() for part in ("weight", "bias"))
-        self.net.load_state_dict({own: weights[name] for own, name in parts})
+        layers = ("c.1.0", "c.2.0", "c.3", "lin")
+        self.net = images(2, *([weights[f"decoder.{name}.{part}"] for part in ("weight", "bias")] for name in layers))
         parts = (weights[f"rbf.{rbf}.{name}"] for name in ("centres", "bandwidths", "weight"))
         self.std = RBFPrecision(*parts, floor=float(weights[f"rbf.{rbf}.floor"]), data_shape=(1, 28, 28))
 

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import book
 import nbformat
 import pytest
-from browser import TIMEOUT, chromium
 from bs4 import BeautifulSoup
 from fontTools.ttLib import TTFont
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from test_recorded import COMMITTED
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -35,11 +35,6 @@ def pages(site):
     return {path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in site.glob("*.html")}
 
 
-def sources():
-    """Notebooks of the full edition."""
-    return sorted([*NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"), *(NOTEBOOKS / "solutions").glob("[0-9][0-9]_*.ipynb")])
-
-
 def equations(path):
     """TeX of the equations in a notebook's Markdown, found in another way than the book does."""
     cells = nbformat.read(path, as_version=4).cells
@@ -53,14 +48,14 @@ def equations(path):
 
 
 def test_every_notebook_has_its_page(pages):
-    expected = {f"{path.stem}.html" for path in sources()} | {"index.html"}
+    expected = {f"{path.stem}.html" for path in COMMITTED} | {"index.html"}
     expected |= {"instructor.html"} if (NOTEBOOKS / "instructor.md").exists() else set()
     expected |= {"glossary.html"}
     assert {name for name in pages if not name.startswith("lgi_")} == expected
     assert "01_train_vaes.html" in expected
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_equation_is_converted(pages, path):
     page = pages[f"{path.stem}.html"]
     shown = [formula["alttext"] for formula in page.select(".prose math")]
@@ -86,7 +81,7 @@ def test_numbered_equations_have_their_number(pages):
     assert numbers == ["(1)", "(2)", "(3)", "(4)"]
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_figure_is_there_and_described(site, pages, path):
     outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
     drawn = [output for output in outputs if "image/png" in output.get("data", {})]
@@ -100,7 +95,7 @@ def test_every_figure_is_there_and_described(site, pages, path):
     assert len({image["alt"] for image in images}) == len(images)
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_cell_and_output_is_there(pages, path):
     cells = nbformat.read(path, 4).cells
     shown = pages[f"{path.stem}.html"].select("article > .cell")
@@ -385,9 +380,8 @@ FACTS = """async () => {
 class Window:
     """A browser's window of a width, and what its pages complain about or want from elsewhere."""
 
-    def __init__(self, browser, width):
-        self.page = browser.new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
-        self.page.set_default_timeout(TIMEOUT)
+    def __init__(self, new_page, width):
+        self.page = new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
         self.evaluate, self.complaints = self.page.evaluate, []
         tell = self.complaints.append
         self.page.on("console", lambda message: message.type in ("error", "warning") and tell(message.text))
@@ -403,16 +397,10 @@ class Window:
         return self.evaluate(FACTS)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def window(browser, request):
+def window(new_page, request):
     """Window of the width that a test is given, else of a computer's."""
-    window = Window(browser, getattr(request, "param", 1280))
+    window = Window(new_page, getattr(request, "param", 1280))
     yield window
     window.page.close()
 

@@ -38,7 +38,7 @@ def test_a_model_equals_itself():
 
 def test_rotated_latent_space_and_scaled_output_change_nothing():
     decoder, (start, end), R = Decoder(3), pairs(d=3), random_rotation(3)
-    exact = SolverSettings(tolerance=1e-4, progress=False)
+    exact = SolverSettings(tolerance=1e-4)
     other = PullbackMetric(lambda z: 7 * decoder(z @ R))
     found = compare_models(
         PullbackMetric(decoder), other, start, end, start @ R.T, end @ R.T, threshold=1e-4, settings=exact

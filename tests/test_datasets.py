@@ -159,11 +159,7 @@ def mirror(synthetic, tmp_path, monkeypatch):
     for file in (synthetic / "MNIST" / "raw").iterdir():
         file.unlink()
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served)) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=served)) as server:
         try:
             socket.create_connection(server.server_address, timeout=60).close()
         except OSError as error:
@@ -177,16 +173,12 @@ def mirror(synthetic, tmp_path, monkeypatch):
         thread.join()
 
 
-def test_download_goes_into_the_last_folder(mirror, synthetic):
+@pytest.mark.parametrize("there", [[], ["t10k-labels-idx1-ubyte"]])
+def test_download_goes_into_the_last_folder_and_completes_what_is_there(mirror, synthetic, there):
+    write(synthetic, {name: raw_files()[name] for name in there})
     assert len(datasets.load("mnist", "test", download=True)) == 16
     assert file_names(synthetic) == sorted(f"MNIST/raw/{name}" for name in raw_files())
     assert len(datasets.load("mnist", "test")) == 16
-
-
-def test_download_completes_what_is_there_in_part(mirror, synthetic):
-    name = "t10k-labels-idx1-ubyte"
-    write(synthetic, {name: raw_files()[name]})
-    assert len(datasets.load("mnist", "test", download=True)) == 16
 
 
 def test_download_is_not_tried_where_mnist_is(synthetic, monkeypatch):

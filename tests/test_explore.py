@@ -1,12 +1,10 @@
 """Notebook 07: what an update computes and draws, and the real thing, driven with a browser in JupyterLab."""
 
-import importlib
 import json
 import math
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -23,7 +21,6 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from browser import TIMEOUT, chromium
 from matplotlib.backend_bases import MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -248,50 +245,6 @@ def test_widgets_offer_what_the_parameters_name(names):
     assert [button.description for button in buttons] == ["random pair", "reset"]
 
 
-@pytest.fixture
-def ipympl():
-    """Imported: with that it makes itself the backend of Matplotlib, for all that is drawn afterwards."""
-    before = mpl.get_backend()
-    yield importlib.import_module("ipympl")
-    plt.switch_backend(before)
-
-
-# ipympl's own, of its toolbar.
-@pytest.mark.filterwarnings("ignore:Passing unrecognized arguments:DeprecationWarning")
-def test_widgets_act_on_the_figure(names, ipympl, monkeypatch):
-    shown, canvases = [], []
-    new = ipympl.backend_nbagg.Canvas
-    monkeypatch.setattr(ipympl.backend_nbagg, "Canvas", lambda figure: canvases.append(new(figure)) or canvases[0])
-    monkeypatch.setitem(names, "display", shown.append)
-    names["explore"]()
-    (box,), (canvas,) = shown, canvases
-    (choices, (random_pair, reset, status), told, still) = [
-        row.children if hasattr(row, "children") and row.children else row for row in box.children
-    ]
-    # As long as the browser has not been answered: a picture of the size of the canvas.
-    assert "busy" in status.value
-    width, height = struct.unpack(">II", bytes(still.value)[16:24])
-    assert (still.layout.width, still.layout.height) == (f"{width}px", f"{height}px")
-    assert [width, height] == pytest.approx(100 * np.array(names["SIZE"]), abs=1)
-    canvas._handle_custom_msg({"type": "initialized"}, [])
-    assert box.children[-1] is canvas
-    assert "where does the line start" in status.value
-    random_pair.click()
-    assert "length: straight" in told.value
-    before = told.value
-    model, feature_map, _, n_images = choices
-    model.value = "gan"
-    assert told.value != before
-    before = told.value
-    feature_map.value = "logits"
-    assert told.value != before
-    n_images.value = 3
-    assert canvas.figure.axes
-    reset.click()
-    assert "where does the line start" in status.value
-    assert told.value == "&nbsp;"
-
-
 # --- when the widgets are shown ---------------------------------------------------------------------------------------
 
 
@@ -329,12 +282,6 @@ FEATURE_MAPS = ("none", "class logits", "class probabilities")
 BUDGET = 0.5  # seconds an update, issue 7
 UPDATES, ROUNDS = 5, 3
 QUIET = 0.2  # seconds that the reference takes where half a second is meant: 2 quiet cores, one thread
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -438,10 +385,9 @@ class Page:
 
 
 @contextmanager
-def run_all(browser, address):
+def run_all(new_page, address):
     """A page on which "Run All Cells" has just been chosen."""
-    with browser.new_page(viewport={"width": 1280, "height": 800}) as page:
-        page.set_default_timeout(TIMEOUT)
+    with new_page(viewport={"width": 1280, "height": 800}) as page:
         page.add_init_script(WATCH)
         page.goto(address)
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
@@ -459,8 +405,8 @@ def shows(page, selector):
 
 
 @pytest.fixture(scope="module")
-def page(browser, lab):
-    with run_all(browser, lab[0].format(NOTEBOOK.stem)) as page:
+def page(new_page, lab):
+    with run_all(new_page, lab[0].format(NOTEBOOK.stem)) as page:
         shows(page, CANVAS)
         page.wait_for_function("selector => document.querySelector(selector).width > 0 && seen.picture > 0", arg=CANVAS)
         page.locator(CANVAS).first.scroll_into_view_if_needed()
@@ -470,9 +416,9 @@ def page(browser, lab):
 
 
 @pytest.mark.slow
-def test_the_plane_has_its_size_while_the_kernel_is_busy(browser, lab, names):
+def test_the_plane_has_its_size_while_the_kernel_is_busy(new_page, lab, names):
     address, go = lab
-    with run_all(browser, address.format(BUSY)) as page:
+    with run_all(new_page, address.format(BUSY)) as page:
         still = shows(page, STILL)
         page.locator(".widget-html-content", has_text="The kernel is busy").wait_for(state="attached")
         page.wait_for_function("selector => document.querySelector(selector).complete", arg=STILL)

@@ -125,6 +125,16 @@ def grey(n=2, size=28, dtype=torch.float32):
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+class RunsCode:
+    """What a pickle of it does where it is read: open a file for writing."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 class TestVGG19Features:
     # Indices from torchvision's documentation of vgg19().features.
     @pytest.mark.parametrize(
@@ -149,8 +159,6 @@ class TestVGG19Features:
 
     @pytest.mark.needs_vgg
     def test_real_weights_equal_torchvision_in_float64(self):
-        from safetensors.torch import load_file
-
         path = features._imagenet_file(download=False)
         images = grey(dtype=float64)
         model = VGG19Features().double()
@@ -160,11 +168,6 @@ class TestVGG19Features:
         torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
         single = VGG19Features()(images.float())
         torch.testing.assert_close(single, expected.float(), rtol=0, atol=1e-4 * expected.max().item())
-        # Trained filters are not random ones: the first layer answers to an edge more than to a constant image.
-        flat, edge = torch.full((1, 1, 28, 28), 0.5), torch.full((1, 1, 28, 28), 0.5)
-        edge[..., 14:] = 1.0
-        first = VGG19Features("conv1_1")
-        assert first(edge)[..., 5:-5, 13:15].std() > 2 * first(flat)[..., 5:-5, 13:15].std(dim=(2, 3)).max()
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_value_range_and_channels(self, channels):
@@ -326,25 +329,18 @@ class TestVGG19Features:
         for name in ("broken.safetensors", "broken.pth"):
             (tmp_path / name).write_bytes(b"not weights")
         torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+        torch.save(RunsCode(tmp_path / "proof"), tmp_path / "evil.pth")
         state = VGG19Features("conv1_1", weights=None).state_dict()
         for message, weights in (
             ("broken.safetensors is not a readable state dict", tmp_path / "broken.safetensors"),
             ("broken.pth is not a readable state dict", tmp_path / "broken.pth"),
+            (r"evil\.pth is not a readable state dict", tmp_path / "evil.pth"),
             (r"expected a state dict in .*tensor.pth, got Tensor", tmp_path / "tensor.pth"),
             (r"\[64, 1, 3, 3\].*\[64, 3, 3, 3\]", state | {"features.0.weight": torch.zeros(64, 1, 3, 3)}),
             (r"the mapping has not all(.|\n)*features\.0\.weight", {"weight": torch.zeros(1)}),
         ):
             with pytest.raises(ValueError, match=message):
                 VGG19Features("conv1_1", weights=weights)
-
-    def test_a_pickle_that_would_run_code_is_refused(self, tmp_path):
-        class Evil:
-            def __reduce__(self):
-                return (open, (str(tmp_path / "proof"), "w"))
-
-        torch.save(Evil(), tmp_path / "evil.pth")
-        with pytest.raises(ValueError, match=r"evil\.pth is not a readable state dict"):
-            VGG19Features("conv1_1", weights=tmp_path / "evil.pth")
         assert not (tmp_path / "proof").exists()
 
     def test_bad_input(self):

@@ -83,9 +83,7 @@ def test_what_works(case: Case) -> None:
     v = torch.ones_like(points[:3])
     product = (expected @ v.double()[..., None])[..., 0]
     assert (metric.apply(points[:3], v) - product).abs().max() <= case.tolerance * product.abs().max()
-    quick = SolverSettings(
-        method="newton-cg" if case.d > 64 else "gauss-newton", n_control=4, n_iterations=5, progress=False
-    )
+    quick = SolverSettings(method="newton-cg" if case.d > 64 else "gauss-newton", n_control=4, n_iterations=5)
     result = shorten(metric, points[:2], points[2:4], quick)
     assert (result.length > 0).all()
     assert (result.improvement >= 0).all()
@@ -146,7 +144,7 @@ def test_where_a_generator_is_not_defined_it_gives_nan() -> None:
         return inverted(z)
 
     start = torch.tensor([[0.33, 0.84]], dtype=torch.float64)
-    ends, quick = (start, start * torch.tensor([1.0, -1.0])), SolverSettings(n_iterations=20, progress=False)
+    ends, quick = (start, start * torch.tensor([1.0, -1.0])), SolverSettings(n_iterations=20)
     t = torch.linspace(0, 1, 201, dtype=torch.float64)
     assert shorten(PullbackMetric(inverted), *ends, quick).curve(t).norm(dim=-1).max() > 1.5
     with pytest.raises(RuntimeError, match="outside the ball") as error:
@@ -239,8 +237,8 @@ def test_published_weights(name: str) -> None:
     before, metric = state(model), PullbackMetric(model)
     M, expected = metric.tensor(z), by_differences(Authors(folder, name).double(), z.double())
     assert (M - expected).abs().max() <= 1e-4 * expected.abs().max()
-    quick = SolverSettings(n_control=5, n_iterations=10, progress=False)
-    found = worst_case_improvement(metric, 3, settings=quick, latent_dim=16, progress=False)
+    quick = SolverSettings(n_control=5, n_iterations=10)
+    found = worst_case_improvement(metric, 3, settings=quick, latent_dim=16)
     assert (found.improvement > 0).all()
     assert found.mean < 0.5
     assert_same(before, state(model))

@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from test_metric import randn as draws
 from torch import nn
 
 import lgi
 from lgi import datasets
 
 F64 = torch.float64
-
-
-def draws(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def affine(d, m, seed=0):
@@ -345,16 +342,10 @@ def test_refused():
         ("tolerance", (g, x, 2), {"tolerance": 0.0}),
         ("chunk_size", (g, x, 2), {"chunk_size": 0}),
         ("train mode", (nn.Sequential(network(2), nn.BatchNorm1d(12).double()), x, 2), {}),
+        (r"start z = \[50", (lambda z: g(z) / (z[:, :1] < 40), x, 2), {"starts": 50 * torch.ones(4, 1, 2, dtype=F64)}),
     ):
         with pytest.raises(ValueError, match=message):
             lgi.invert(*arguments, **settings)
-
-
-def test_a_start_where_nothing_is_generated_is_named():
-    g = network(2)
-    start = torch.full((1, 1, 2), 50.0, dtype=F64)
-    with pytest.raises(ValueError, match=r"start z = \[50"):
-        lgi.invert(lambda z: g(z) / (z[:, :1] < 40), draws(1, 12), 2, starts=start)
 
 
 # --- digits ----------------------------------------------------------------------------------------------------------

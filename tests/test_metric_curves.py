@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from analytic import SPHERE_RADIUS, SURFACE, SURFACES, AffineDecoder, Surface, half_plane_metric, parabola_length
+from analytic import HALF_PLANE, SPHERE_RADIUS, SURFACE, SURFACES, AffineDecoder, Analytic, Surface, parabola_length
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metric import metrics
@@ -15,21 +15,6 @@ from torch import Tensor, nn
 
 from lgi.metric import Metric, PullbackMetric, curve_energy, curve_length, metric_fields, slerp
 from lgi.spline import CubicBSpline
-
-
-class Analytic:
-    """Curve given by a function of t, without knots."""
-
-    dtype = torch.float64
-
-    def __init__(self, position: Callable[[Tensor], Tensor]) -> None:
-        self.position = position
-
-    def __call__(self, t: Tensor) -> Tensor:
-        return self.position(t)
-
-    def derivative(self, t: Tensor) -> Tensor:
-        return torch.func.jvp(self.position, (t,), (torch.ones_like(t),))[1]
 
 
 def line(start: list[float], end: list[float], n_control: int = 4) -> CubicBSpline:
@@ -47,10 +32,6 @@ def smooth_splines(n: int, n_control: int, surface: Surface) -> CubicBSpline:
     line = CubicBSpline.line(low + 0.1 * span, high - 0.1 * span, n_control)
     bend = torch.randn(n, n_control, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return CubicBSpline(line.control_points + 0.01 * span * bend)
-
-
-def surface_metric(name: str) -> PullbackMetric:
-    return PullbackMetric(SURFACE[name].embed)
 
 
 def relative(a: Tensor, b: Tensor | float) -> float:
@@ -82,11 +63,11 @@ def test_lengths_of_lines(
     if expected is None:
         assert distance is not None
         expected = distance(*curve(torch.tensor([0.0, 1.0])))
-    assert relative(curve_length(surface_metric(name), curve), expected) <= 1e-10
+    assert relative(curve_length(SURFACE[name].metric, curve), expected) <= 1e-10
 
 
 def test_length_does_not_depend_on_the_parametrisation() -> None:
-    metric, curve = surface_metric("paraboloid"), smooth_splines(1, 4, SURFACE["paraboloid"])
+    metric, curve = SURFACE["paraboloid"].metric, smooth_splines(1, 4, SURFACE["paraboloid"])
 
     def slower(t: Tensor) -> Tensor:
         # Bernstein's polynomials at t (1 + t) / 2, differentiable in t as the cached basis is not.
@@ -113,7 +94,7 @@ def test_splines_with_knots_against_a_fine_polygon(surface: Surface) -> None:
 
 def test_convergence_is_faster_than_any_power() -> None:
     """Nodes on the knot spans; across the knots, where the third derivative jumps, it would stall near 1e-6."""
-    metric, curve = surface_metric("torus"), smooth_splines(4, 8, SURFACE["torus"])
+    metric, curve = SURFACE["torus"].metric, smooth_splines(4, 8, SURFACE["torus"])
     exact = curve_energy(metric, curve, 640)
     errors = [relative(curve_energy(metric, curve, 5 * n), exact) for n in (2, 4, 8, 16)]
     assert errors[1] < 0.05 * errors[0]
@@ -123,7 +104,7 @@ def test_convergence_is_faster_than_any_power() -> None:
 
 def test_many_nodes_are_as_exact_as_few() -> None:
     """Spans of more than 64 nodes are cut into pieces, of equal numbers of nodes or not."""
-    metric, curve = surface_metric("torus"), smooth_splines(4, 4, SURFACE["torus"])
+    metric, curve = SURFACE["torus"].metric, smooth_splines(4, 4, SURFACE["torus"])
     exact = curve_length(metric, curve, 256)
     for n_t in (64, 97, 250, 257, 5000):
         assert relative(curve_length(metric, curve, n_t), exact) <= 1e-12
@@ -157,14 +138,14 @@ def test_leading_dimensions(leading: tuple[int, ...]) -> None:
     points = SURFACE["sphere"].sample(math.prod(leading) * 5).reshape(*leading, 5, 2)
     for curve in (CubicBSpline(points), points):
         for measure in (curve_length, curve_energy):
-            assert measure(surface_metric("sphere"), curve).shape == leading
+            assert measure(SURFACE["sphere"].metric, curve).shape == leading
 
 
 def test_float32_stays_float32() -> None:
     curve = CubicBSpline(SURFACE["sphere"].sample(6).float())
-    length = curve_length(surface_metric("sphere"), curve)
+    length = curve_length(SURFACE["sphere"].metric, curve)
     assert length.dtype == torch.float32
-    exact = curve_length(surface_metric("sphere"), CubicBSpline(curve.control_points.double()))
+    exact = curve_length(SURFACE["sphere"].metric, CubicBSpline(curve.control_points.double()))
     assert relative(length.double(), exact) <= 1e-6
 
 
@@ -172,7 +153,7 @@ def test_float32_stays_float32() -> None:
 
 
 def test_path_of_points_is_the_sum_of_its_pieces() -> None:
-    metric, points = surface_metric("sphere"), SURFACE["sphere"].sample(2 * 6).reshape(2, 6, 2)
+    metric, points = SURFACE["sphere"].metric, SURFACE["sphere"].sample(2 * 6).reshape(2, 6, 2)
     pieces = CubicBSpline.line(points[:, :-1], points[:, 1:])
     assert relative(curve_length(metric, points, 500), curve_length(metric, pieces).sum(1)) <= 1e-10
     # Each piece takes a fifth of the time, at five times the speed.
@@ -210,19 +191,19 @@ def test_spherical_interpolation(dtype: torch.dtype) -> None:
 def test_fewer_nodes_than_pieces_still_cover_all() -> None:
     points = torch.rand(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     length = torch.linalg.vector_norm(points.diff(dim=0), dim=-1).sum()
-    assert relative(curve_length(surface_metric("plane"), points, n_t=3), length) <= 1e-12
+    assert relative(curve_length(SURFACE["plane"].metric, points, n_t=3), length) <= 1e-12
 
 
 def test_path_gradients() -> None:
     points = SURFACE["torus"].sample(5).requires_grad_()
-    metric = surface_metric("torus")
+    metric = SURFACE["torus"].metric
     assert torch.autograd.gradcheck(partial(curve_energy, metric, n_t=16), (points,))
 
 
 # ---- gradient of the energy ----
 
 
-@pytest.mark.parametrize("make", [lambda: metrics()["eq4"], partial(surface_metric, "torus"), half_plane_metric])
+@pytest.mark.parametrize("make", [lambda: metrics()["eq4"], lambda: SURFACE["torus"].metric, lambda: HALF_PLANE.metric])
 def test_energy_gradient(make: Callable[[], Metric]) -> None:
     metric = make()
     points = (0.3 * torch.randn(3, 7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).exp()
@@ -237,12 +218,12 @@ def test_energy_gradient(make: Callable[[], Metric]) -> None:
 
 
 def test_inference_mode_changes_nothing() -> None:
-    metric, points = surface_metric("torus"), SURFACE["torus"].sample(5)
+    metric, points = SURFACE["torus"].metric, SURFACE["torus"].sample(5)
     expected = curve_energy(metric, CubicBSpline(points), 16)
     with torch.inference_mode():
         made_here = CubicBSpline(points.clone())
         for curve in (made_here, CubicBSpline(points)):
-            assert torch.equal(curve_energy(surface_metric("torus"), curve, 16), expected)
+            assert torch.equal(curve_energy(SURFACE["torus"].metric, curve, 16), expected)
     assert torch.equal(curve_energy(metric, made_here, 16), expected)
 
 
@@ -252,7 +233,7 @@ def test_inference_mode_changes_nothing() -> None:
 def test_fields_of_a_torus() -> None:
     surface = SURFACE["torus"]
     axes = [torch.linspace(-3, 3, 7, dtype=torch.float64), torch.linspace(-1, 1, 4, dtype=torch.float64)]
-    fields = metric_fields(surface_metric("torus"), axes, batch_size=5, progress=False)
+    fields = metric_fields(SURFACE["torus"].metric, axes, batch_size=5)
     M = surface.tensor(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1))
     values = torch.linalg.eigvalsh(M)
     assert fields.log_volume.shape == fields.log_condition.shape == (7, 4)
@@ -269,7 +250,7 @@ def test_fields_of_a_torus() -> None:
 def test_fields_agree_with_the_methods_in_three_dimensions() -> None:
     decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6))
     metric, axes = PullbackMetric(decoder), [torch.linspace(-1, 1, n) for n in (3, 4, 5)]
-    fields = metric_fields(metric, axes, progress=False)
+    fields = metric_fields(metric, axes)
     z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     assert fields.log_volume.shape == (3, 4, 5)
     assert fields.eigenvectors.dtype == torch.float32
@@ -283,7 +264,7 @@ def test_fields_agree_with_the_methods_in_three_dimensions() -> None:
 
 
 def test_wrong_curves() -> None:
-    metric = surface_metric("sphere")
+    metric = SURFACE["sphere"].metric
     curve = line([1, 0], [2, 0])
     for measure in (curve_length, curve_energy):
         for n_t in (0, 10.5, "10", None):
@@ -306,12 +287,12 @@ def test_wrong_axes() -> None:
     mixed = [torch.zeros(3), torch.zeros(3, dtype=torch.float64)]
     for axes in ([], [torch.zeros(2, 2), torch.zeros(3)], [[0, 1], [0, 1]], [np.zeros(3)] * 2, mixed):
         with pytest.raises(ValueError, match=r"one-dimensional axes of one dtype, got .*: use torch.linspace"):
-            metric_fields(surface_metric("sphere"), axes)
+            metric_fields(SURFACE["sphere"].metric, axes)
     with pytest.raises(ValueError, match=r"use z.float\(\)"):
-        metric_fields(surface_metric("sphere"), [torch.arange(3)] * 2)
+        metric_fields(SURFACE["sphere"].metric, [torch.arange(3)] * 2)
     with pytest.raises(TypeError, match="expected a metric"):
         metric_fields(SURFACE["sphere"].embed, [torch.zeros(3)] * 2)
-    metric = surface_metric("sphere")
+    metric = SURFACE["sphere"].metric
     metric.tensor(torch.ones(2))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape"):
         metric_fields(metric, [torch.linspace(0, 1, 3)] * 3)

@@ -246,7 +246,7 @@ def test_metrics_that_are_not_positive(metric: Metric) -> None:
     with pytest.raises(ValueError, match=r"semi-definite metric|positive factor"):
         curve_length(metric, z)
     with pytest.raises(ValueError, match=r"semi-definite metric|positive factor"):
-        metric_fields(metric, [z[:, 0], z[:, 1]], batch_size=1, progress=False)
+        metric_fields(metric, [z[:, 0], z[:, 1]], batch_size=1)
     # A solver is shown what is there.
     assert metric.squared_speed_and_gradient(z, v)[0][1] < 0
 

@@ -6,7 +6,7 @@ from math import pi
 import numpy as np
 import pytest
 import torch
-from test_metric import D, Decoder, classifier, curved_features, deviation, randn
+from test_metric import D, Decoder, classifier, curved_features, deviation, of_draws, randn
 from torch import Tensor, nn
 from torch.func import jacfwd, jvp, vmap
 
@@ -28,16 +28,8 @@ def sampled(feature_map: Callable[[Tensor], Tensor], n_draws: int = 1024, seed: 
 
 def monte_carlo(feature_map: Callable[[Tensor], Tensor], z: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Trace of E[J^T J] and its standard error from n draws: nothing leaves the expectation."""
-
-    def one(z: Tensor, epsilon: Tensor) -> Tensor:
-        def features(z: Tensor) -> Tensor:
-            mu, sigma = DECODER(z[None])
-            return feature_map(mu + sigma * epsilon)
-
-        return jacfwd(features)(z).square().sum()
-
-    draws = randn(n, 1, 4, 3, seed=5)
-    traces = torch.stack([torch.cat([vmap(one, (None, 0))(p, e) for e in draws.split(1000)]) for p in z])
+    draws = randn(n, 1, 4, 3, seed=5).split(1000)
+    traces = torch.stack([torch.cat([trace(of_draws(DECODER, feature_map, point, e)) for e in draws]) for point in z])
     return traces.mean(1), traces.std(1) / n**0.5
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -106,25 +107,16 @@ def test_the_bar_of_shorten_moves_as_curves_finish(monkeypatch, starts):
     assert min(steps) >= 0
 
 
-class HeldForEver:
-    """The lock of all bars, when a forked process was killed while it made one; who would wait for it fails."""
-
-    def __enter__(self):
-        raise AssertionError("waits for another bar")
-
-    def __exit__(self, *_):
-        pass
-
-    acquire = __enter__
-
-
 @pytest.fixture
 def held_lock(monkeypatch):
+    """The lock of all bars, when a forked process was killed while it made one; who would wait for it fails."""
     # The first bar of a process starts a thread that looks after all bars, and takes their lock now and then.
     if tqdm.monitor is not None:
         tqdm.monitor.exit()
         tqdm.monitor = None
-    monkeypatch.setattr(tqdm, "_lock", HeldForEver(), raising=False)  # what tqdm.get_lock returns
+    lock = MagicMock()
+    lock.__enter__.side_effect = lock.acquire.side_effect = AssertionError("waits for another bar")
+    monkeypatch.setattr(tqdm, "_lock", lock, raising=False)  # what tqdm.get_lock returns
 
 
 @pytest.mark.parametrize("name", COMPUTATIONS)

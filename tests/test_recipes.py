@@ -23,22 +23,28 @@ from lgi.zoo import (
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_trained(tmp_path, monkeypatch):
+    """Neither shipped nor in the cache."""
+    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+
+
 def test_unknown_recipe():
     with pytest.raises(ValueError, match="vae1"):
         train_or_load("vae3")
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch):
+def trained(tmp_path):
     """``trained(name, recipe)``: the artefact, what was reported, and the test set; trained once, then read."""
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
 
     def train(name, recipe):
         seen, test = [], datasets.load("optdigits", "test")
         artifact = train_or_load(name, recipe, device="cpu", on_record=lambda *record: seen.append(record))
         assert artifact.source == "computed"
         assert train_or_load(name, recipe, device="cpu").source == "cache"
-        assert not list((tmp_path / "checkpoints").iterdir())
+        assert not list((tmp_path / "cache" / "checkpoints").iterdir())
         assert torch.equal(restore_codes(artifact).label, test.label)
         return artifact, seen, test
 
@@ -60,8 +66,7 @@ def test_train_or_load_trains_once_and_restores(trained):
     assert again["rbf_elbo"] == pytest.approx(result["rbf_elbo"], rel=1e-5)
 
 
-def test_models_are_trained_on_training_images(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+def test_models_are_trained_on_training_images(monkeypatch):
     seen = []
 
     def stop(vae, train, held_out, settings, **_):
@@ -75,8 +80,7 @@ def test_models_are_trained_on_training_images(tmp_path, monkeypatch):
         assert torch.equal(images, datasets.load("optdigits", split).images)
 
 
-def test_logistic_regression_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path))
+def test_logistic_regression_is_recorded():
     artifact = recipes.fit_or_load_logistic_regression(dataset="optdigits")
     test = datasets.load("optdigits", "test")
     model = restore_logistic_regression(artifact)
@@ -102,8 +106,6 @@ def test_train_or_load_of_a_gan(trained):
 
 
 def test_the_command_trains_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
     recipe = GANRecipe(dataset="optdigits", architecture=TINY, training=dataclasses.replace(QUICK_GAN, epochs=1))
     monkeypatch.setitem(GAN_RECIPES, "gan", recipe)
     monkeypatch.setattr("sys.argv", ["lgi.recipes", "gan"])
@@ -126,9 +128,7 @@ def test_the_command_trains_what_is_shipped_if_nothing_is_named(monkeypatch):
     assert asked == ["logistic_regression", *RECIPES, *PUBLISHED, *GAN_RECIPES]
 
 
-def test_another_training_is_there_once_it_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
+def test_another_training_is_there_once_it_is_trained(monkeypatch):
     for load in (lgi.load_model, lgi.load_codes):
         with pytest.raises(artifacts.ArtifactError, match=r"not shipped: python -m lgi.recipes vae1-2 trains it"):
             load("vae1", seed=2)
@@ -174,8 +174,6 @@ def test_a_recipe_takes_so_many_images_of_each_digit_in_its_range():
 
 
 def test_published_model_and_its_networks_are_trained_and_shipped(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(artifacts, "data_folder", lambda: tmp_path)
     recipe = dataclasses.replace(
         PUBLISHED["published-0"],
         dataset="optdigits",

@@ -1,6 +1,7 @@
-"""Comparison with recorded numbers: what passes and what is found, in smoke runs and in the committed notebooks."""
+"""Recorded numbers: how they come about, what passes and what is found, in smoke runs and committed notebooks."""
 
 import copy
+import json
 import re
 import shutil
 import subprocess
@@ -84,6 +85,32 @@ def test_what_comes_and_goes_is_found():
 def test_the_digit_of_a_name_is_no_number():
     assert recorded.differences({"a": "VAE1 2"}, {"a": "VAE2 2"}, recorded.SMOKE) != []
     assert recorded.differences({"a": "VAE1 2"}, {"a": "VAE1 3"}, recorded.SMOKE) == []
+
+
+def test_only_a_complete_smoke_run_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(smoke, "RECORDED", tmp_path / "smoke.json")
+    with pytest.raises(SystemExit, match="no complete smoke run"):
+        smoke.record(tmp_path)
+    for params, ok in (("smoke", False), (None, True)):
+        (tmp_path / "summary.json").write_text(json.dumps({"params": params, "ok": ok}))
+        with pytest.raises(SystemExit, match="no complete smoke run"):
+            smoke.record(tmp_path)
+    assert not smoke.RECORDED.exists()
+
+
+def test_recorded_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "RECORDED", tmp_path / "smoke.json")
+    (tmp_path / "summary.json").write_text('{"params": "smoke", "ok": true}')
+    (tmp_path / "results").mkdir()
+    for name, results in RESULTS.items():
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(results))
+    smoke.record(tmp_path)
+    assert smoke.recorded_results() == RESULTS
+    assert "torch" in json.loads(smoke.RECORDED.read_text())["provenance"]["versions"]
+    (tmp_path / "results" / "06_of_later.json").write_text('{"sure": false, "angle": 0.7}')
+    smoke.record(tmp_path)
+    assert "06_of_later/sure: False, recorded True" in capsys.readouterr().out
+    assert smoke.recorded_results()["06_of_later"]["sure"] is False
 
 
 # --- what cells show --------------------------------------------------------------------------------------------------

@@ -15,12 +15,7 @@ import pytest
 import reproduce
 import zmq
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from series import FIGURE, RECORD, Series
-
-
-@pytest.fixture
-def series(tmp_path, monkeypatch):
-    return Series(tmp_path, monkeypatch)
+from series import FIGURE, RECORD
 
 
 def sources(path):

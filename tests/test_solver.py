@@ -7,34 +7,19 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from analytic import SURFACE, AffineDecoder, half_plane_distance, half_plane_metric
+from analytic import HALF_PLANE, SURFACE, AffineDecoder
+from benchmarks.walls import algorithm_1_pairs, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lgi import zoo
-from lgi.metric import (
-    ConformalMetric,
-    ExplicitMetric,
-    PullbackMetric,
-    curve_energy,
-    curve_length,
-)
+import lgi
+from lgi.metric import ConformalMetric, PullbackMetric, curve_energy, curve_length
 from lgi.solver import SolverSettings, certify, load_result, shorten, solve_geodesic_ode
 from lgi.solver.methods import METHODS, chosen
 from lgi.spline import CubicBSpline
 
-EXACT = SolverSettings(length_tolerance=1e-12, tolerance=1e-7, progress=False)
-QUIET = SolverSettings(progress=False)
-
-
-def surface_metric(name):
-    return PullbackMetric(SURFACE[name].embed, latent_dim=2)
-
-
-def half_plane_points(n, seed):
-    points = torch.rand(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
-    return points + torch.tensor([-1.0, 0.5])
+EXACT = SolverSettings(length_tolerance=1e-12, tolerance=1e-7)
 
 
 def random_decoder(d=2, n_values=30, dtype=torch.float64, seed=0, stochastic=False):
@@ -55,8 +40,10 @@ def random_decoder(d=2, n_values=30, dtype=torch.float64, seed=0, stochastic=Fal
     return decode
 
 
-def random_pairs(n, d=2, dtype=torch.float64, seed=3):
-    return torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def random_pairs(n, d=2, dtype=torch.float64, seed=3, far=1):
+    """Pairs of draws of the prior, or of the first and a point so far on the way to the second."""
+    start, end = torch.randn(2, n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return start, torch.lerp(start, end, far)
 
 
 def relative(value, truth):
@@ -66,11 +53,18 @@ def relative(value, truth):
 # --- closed forms ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["cylinder", "sphere", "swiss_roll"])
-def test_distances_of_surfaces(name):
-    surface = SURFACE[name]
+@pytest.mark.parametrize(
+    ("surface", "metric"),
+    [
+        *((surface, surface.metric) for surface in (SURFACE["cylinder"], SURFACE["sphere"], SURFACE["swiss_roll"])),
+        (HALF_PLANE, HALF_PLANE.metric),
+        (HALF_PLANE, ConformalMetric(SURFACE["plane"].metric, lambda z: 1 / z[:, 1] ** 2)),
+    ],
+    ids=["cylinder", "sphere", "swiss_roll", "half_plane", "half_plane, conformal"],
+)
+def test_distances_in_closed_form(surface, metric):
     start, end = surface.sample(50, 0), surface.sample(50, 1)
-    result = shorten(surface_metric(name), start, end, EXACT)
+    result = shorten(metric, start, end, EXACT)
     truth = surface.distance(start, end)
     assert relative(result.length, truth) < 1e-8
     # No curve is shorter than the shortest: the quadrature is better than the curves.
@@ -79,18 +73,10 @@ def test_distances_of_surfaces(name):
     assert result.n_control.max() <= 20
 
 
-def test_distances_of_the_half_plane():
-    start, end = half_plane_points(50, 0), half_plane_points(50, 1)
-    result = shorten(half_plane_metric(), start, end, EXACT)
-    truth = half_plane_distance(start, end)
-    assert relative(result.length, truth) < 1e-8
-    assert ((result.length - truth) / truth).min() > -1e-12
-    assert result.converged.all()
-
-
 @pytest.mark.parametrize("name", ["torus", "paraboloid"])
 def test_geodesics_of_surfaces_without_closed_form(name):
-    metric, surface = surface_metric(name), SURFACE[name]
+    surface = SURFACE[name]
+    metric = surface.metric
     start, end = 0.6 * surface.sample(2, 0), 0.6 * surface.sample(2, 1)
     result = shorten(metric, start, end, EXACT)
     ode = solve_geodesic_ode(metric, start, end, initial=result.curve, tolerance=1e-10, max_nodes=10_000)
@@ -100,12 +86,13 @@ def test_geodesics_of_surfaces_without_closed_form(name):
 
 
 def test_length_converges_with_the_sixth_power_of_the_number_of_spans():
-    metric, surface = surface_metric("sphere"), SURFACE["sphere"]
+    surface = SURFACE["sphere"]
+    metric = surface.metric
     start, end = surface.sample(50, 0), surface.sample(50, 1)
     truth = surface.distance(start, end)
     errors = []
     for n_control in (5, 7, 11, 19):
-        limited = SolverSettings(length_tolerance=1e-14, tolerance=1e-8, n_control=n_control, progress=False)
+        limited = SolverSettings(length_tolerance=1e-14, tolerance=1e-8, n_control=n_control)
         result = shorten(metric, start, end, limited)
         assert (result.n_control == n_control).float().mean() > 0.5
         errors.append(relative(result.length, truth))
@@ -119,7 +106,7 @@ def test_length_converges_with_the_sixth_power_of_the_number_of_spans():
 def test_straight_lines_of_an_affine_decoder_are_returned_as_they_are(method):
     decoder = AffineDecoder.random()
     start, end = random_pairs(20)
-    result = shorten(PullbackMetric(decoder), start, end, SolverSettings(method=method, n_control=4, progress=False))
+    result = shorten(PullbackMetric(decoder), start, end, SolverSettings(method=method, n_control=4))
     assert torch.equal(result.curve.control_points, CubicBSpline.line(start, end).control_points)
     assert torch.equal(result.improvement, torch.zeros(20, dtype=torch.float64))
     assert torch.equal(result.length, result.straight_length)
@@ -127,21 +114,15 @@ def test_straight_lines_of_an_affine_decoder_are_returned_as_they_are(method):
     assert result.converged.all()
 
 
-def test_conformal_metric_is_that_of_the_half_plane():
-    plane = surface_metric("plane")
-    metric = ConformalMetric(plane, lambda z: 1 / z[:, 1] ** 2)
-    start, end = half_plane_points(10, 0), half_plane_points(10, 1)
-    assert relative(shorten(metric, start, end, EXACT).length, half_plane_distance(start, end)) < 1e-8
-
-
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 
 def test_squared_residual_is_the_relative_excess_of_energy():
-    metric, surface = surface_metric("sphere"), SURFACE["sphere"]
+    surface = SURFACE["sphere"]
+    metric = surface.metric
     start, end = surface.sample(50, 0), surface.sample(50, 1)
-    least = shorten(metric, start, end, SolverSettings(n_control=4, tolerance=1e-8, progress=False))
-    rough = shorten(metric, start, end, SolverSettings(n_control=4, n_iterations=1, progress=False))
+    least = shorten(metric, start, end, SolverSettings(n_control=4, tolerance=1e-8))
+    rough = shorten(metric, start, end, SolverSettings(n_control=4, n_iterations=1))
     excess = (rough.energy - least.energy) / rough.energy
     far = (rough.residual > 1e-4) & (rough.status != 4)
     assert far.sum() > 10
@@ -153,7 +134,7 @@ def test_squared_residual_is_the_relative_excess_of_energy():
 def test_certificates_are_what_they_say():
     metric = PullbackMetric(random_decoder(stochastic=True))
     start, end = random_pairs(20)
-    result = shorten(metric, start, end, QUIET)
+    result = shorten(metric, start, end)
     curve = result.curve
     assert relative(result.length, curve_length(metric, curve, 1024)) < 1e-5
     assert relative(result.energy, curve_energy(metric, curve, 1024)) < 1e-5
@@ -174,7 +155,8 @@ def test_certificates_are_what_they_say():
 
 @pytest.mark.parametrize("kind", ["embedded", "mixed", "explicit"])
 def test_promised_gain_of_more_control_points_comes_true(kind):
-    metric, surface = surface_metric("sphere"), SURFACE["sphere"]
+    surface = SURFACE["sphere"]
+    metric = surface.metric
     # The same metric, of which all, half or nothing is known as the pull-back of a map.
     if kind == "mixed":
         half = PullbackMetric(lambda z: 0.5**0.5 * surface.embed(z), latent_dim=2)
@@ -182,7 +164,7 @@ def test_promised_gain_of_more_control_points_comes_true(kind):
     elif kind == "explicit":
         metric = ConformalMetric(metric, lambda z: torch.ones_like(z[:, 0]))
     start, end = surface.sample(50, 0), surface.sample(50, 1)
-    coarse = shorten(metric, start, end, SolverSettings(n_control=4, tolerance=1e-7, progress=False))
+    coarse = shorten(metric, start, end, SolverSettings(n_control=4, tolerance=1e-7))
     # Of the length alone: speed that could be more even promises nothing.
     gain = 1 - surface.distance(start, end) / coarse.length
     much = gain > 1e-6
@@ -195,9 +177,8 @@ def test_promised_gain_of_more_control_points_comes_true(kind):
 def test_line_is_kept_where_the_curve_of_least_energy_is_longer():
     # With two free control points some curves gain energy by evening out the speed, and lose length.
     metric = PullbackMetric(random_decoder())
-    start, end = random_pairs(100)
-    end = start + 0.5 * (end - start)
-    result = shorten(metric, start, end, SolverSettings(n_control=4, progress=False))
+    start, end = random_pairs(100, far=0.5)
+    result = shorten(metric, start, end, SolverSettings(n_control=4))
     kept = result.improvement == 0
     assert 0 < kept.sum() < 10
     line = CubicBSpline.line(start, end)
@@ -210,7 +191,7 @@ def test_line_is_kept_where_the_curve_of_least_energy_is_longer():
 def test_history_tells_energies_by_iteration():
     metric = PullbackMetric(random_decoder())
     start, end = random_pairs(6)
-    result = shorten(metric, start.reshape(2, 3, 2), end.reshape(2, 3, 2), QUIET)
+    result = shorten(metric, start.reshape(2, 3, 2), end.reshape(2, 3, 2))
     energy, length = result.history.energy, result.history.length
     n = int(result.n_iterations.max())
     assert energy.shape == length.shape == (2, 3, n + 1)
@@ -221,23 +202,11 @@ def test_history_tells_energies_by_iteration():
     assert (energy[..., -1] < energy[..., 0]).any()
 
 
-def algorithm_1_pairs(metric, n):
-    start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
-    direction = metric.eigh(start)[1][..., -1]
-    return start, start + torch.where((direction * start).sum(-1, keepdim=True) > 0, -direction, direction)
-
-
-shipped = pytest.mark.skipif(
-    not (zoo.artifacts.data_folder() / "models" / "vae1.safetensors").exists(), reason="no shipped VAE1"
-)
-
-
-@shipped
 def test_cost_and_convergence_on_the_shipped_model():
-    metric = PullbackMetric(zoo.load_model("vae1").decoder)
-    start, end = algorithm_1_pairs(metric, 40)
+    metric = PullbackMetric(lgi.load_model("vae1").decoder)
+    start, end = algorithm_1_pairs(lgi, metric, 40, 2)
     began = perf_counter()
-    result = shorten(metric, start, end, QUIET)
+    result = shorten(metric, start, end)
     # Only what is prepared for all curves together belongs to none.
     assert (perf_counter() - began) / 2 < result.seconds.sum() < perf_counter() - began
     assert result.converged.double().mean() >= 0.95
@@ -251,18 +220,14 @@ def test_cost_and_convergence_on_the_shipped_model():
 # --- methods, metrics, starts ----------------------------------------------------------------------------------------
 
 
-def test_methods_agree():
-    metric = PullbackMetric(random_decoder())
-    start, end = random_pairs(8, seed=5)
-    end = start + 0.5 * (end - start)
-    newton = shorten(metric, start, end, SolverSettings(length_tolerance=1e-6, progress=False))
-    products = shorten(metric, start, end, SolverSettings(method="newton-cg", length_tolerance=1e-6, progress=False))
-    gradient = shorten(
-        metric,
-        start,
-        end,
-        SolverSettings(method="gradient", length_tolerance=1e-5, n_control=8, n_iterations=3000, progress=False),
-    )
+@pytest.mark.parametrize(("d", "n_values", "n", "far"), [(2, 30, 8, 0.5), (8, 60, 4, 0.3)])
+def test_methods_agree(d, n_values, n, far):
+    metric = PullbackMetric(random_decoder(d, n_values))
+    start, end = random_pairs(n, d, seed=5, far=far)
+    newton = shorten(metric, start, end, SolverSettings(length_tolerance=1e-6))
+    products = shorten(metric, start, end, SolverSettings(method="newton-cg", length_tolerance=1e-6))
+    descent = SolverSettings(method="gradient", length_tolerance=1e-5, n_control=8, n_iterations=3000)
+    gradient = shorten(metric, start, end, descent)
     assert newton.converged.all()
     assert products.converged.all()
     assert newton.improvement.max() > 0.01
@@ -273,26 +238,13 @@ def test_methods_agree():
     assert (products.n_iterations < gradient.n_iterations).all()
 
 
-def test_newton_cg_finds_what_gauss_newton_finds():
-    metric = PullbackMetric(random_decoder(d=8, n_values=60))
-    start, end = random_pairs(4, d=8)
-    end = start + 0.3 * (end - start)
-    newton = shorten(metric, start, end, SolverSettings(length_tolerance=1e-5, progress=False))
-    products = shorten(metric, start, end, SolverSettings(method="newton-cg", length_tolerance=1e-5, progress=False))
-    assert newton.converged.all()
-    assert products.converged.all()
-    assert newton.improvement.max() > 0.01
-    assert relative(products.length, newton.length) < 1e-4
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_newton_cg_certifies_in_many_dimensions_without_matrices(dtype):
     """In 210 dimensions, where neither the search nor the certificate makes a matrix of a whole curve."""
     d = 210
     metric = PullbackMetric(random_decoder(d=d, n_values=300, dtype=dtype))
-    start, end = random_pairs(3, d=d, dtype=dtype)
-    end = start + 0.2 * (end - start)
-    result = shorten(metric, start, end, SolverSettings(method="newton-cg", progress=False))
+    start, end = random_pairs(3, d=d, dtype=dtype, far=0.2)
+    result = shorten(metric, start, end, SolverSettings(method="newton-cg"))
     assert result.converged.all()
     assert (result.improvement > 0).all()
     assert (result.curvature > 0).all()
@@ -305,7 +257,7 @@ def test_geodesics_of_a_sphere_in_128_dimensions():
         squared = z.square().sum(-1, keepdim=True)
         return torch.cat([2 * z, squared - 1], -1) / (1 + squared)
 
-    start, end = 0.08 * random_pairs(4, d=128)
+    start, end = (0.08 * z for z in random_pairs(4, d=128))
     result = shorten(PullbackMetric(embed, latent_dim=128), start, end, EXACT)
     angle = torch.acos((embed(start) * embed(end)).sum(-1))
     assert result.converged.all()
@@ -316,15 +268,10 @@ def test_geodesics_of_a_sphere_in_128_dimensions():
 
 def test_a_decoder_of_128_dimensions_is_certified_by_default():
     """The network of tests/benchmarks/walls.py."""
-    net = nn.Sequential(nn.Linear(128, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 784), nn.Tanh())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer, gain in zip(net[::2], (1.5, 1.6, 1.6), strict=True):
-            nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)
-            nn.init.zeros_(layer.bias)
-    start, step = random_pairs(4, d=128, dtype=torch.float32)
+    decoder, d = generator("mlp128", lgi)
+    start, step = random_pairs(4, d=d, dtype=torch.float32)
     end = start + step / torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    result = shorten(PullbackMetric(net.requires_grad_(False), latent_dim=128), start, end, QUIET)
+    result = shorten(PullbackMetric(decoder, latent_dim=d), start, end)
     assert result.converged.all()
     assert result.improvement.min() > 0
     assert result.n_rows.max() < 8000
@@ -334,8 +281,7 @@ def test_a_decoder_of_128_dimensions_is_certified_by_default():
 @pytest.mark.parametrize(("d", "far", "n_control", "difference"), [(8, 0.3, 7, 0.01), (16, 1, 19, 0.02)])
 def test_residuals_by_products_are_those_by_matrices(d, far, n_control, difference, monkeypatch):
     metric = PullbackMetric(random_decoder(d=d, n_values=60))
-    start, end = random_pairs(4, d=d)
-    line = CubicBSpline.line(start, start + far * (end - start), n_control=n_control)
+    line = CubicBSpline.line(*random_pairs(4, d=d, far=far), n_control=n_control)
     by_matrices = certify(metric, line).residual
     monkeypatch.setattr("lgi.solver.certificate._MOST_DIMENSIONS", 4)
     assert relative(certify(metric, line).residual, by_matrices) < difference
@@ -345,9 +291,8 @@ def test_newton_cg_is_preconditioned_by_the_metric():
     """A curve's iterations do not grow when latent coordinates are scaled by 1 to 1000, to which lengths are blind."""
     scale = torch.logspace(0, 3, 12, dtype=torch.float64)
     decode = random_decoder(d=12, n_values=60)
-    start, end = random_pairs(3, d=12)
-    end = start + 0.2 * (end - start)
-    settings = SolverSettings(method="newton-cg", progress=False)
+    start, end = random_pairs(3, d=12, far=0.2)
+    settings = SolverSettings(method="newton-cg")
     plain = shorten(PullbackMetric(decode), start, end, settings)
     scaled = shorten(PullbackMetric(lambda z: decode(z * scale)), start / scale, end / scale, settings)
     assert plain.converged.all()
@@ -371,10 +316,9 @@ def test_newton_cg_needs_forward_derivatives_at_one_point():
             return super()._columns(z)
 
     d = 24
-    start, end = random_pairs(3, d=d)
-    end = start + 0.2 * (end - start)
+    start, end = random_pairs(3, d=d, far=0.2)
     metric = Counting(random_decoder(d=d, n_values=60))
-    result = shorten(metric, start, end, SolverSettings(method="newton-cg", progress=False))
+    result = shorten(metric, start, end, SolverSettings(method="newton-cg"))
     assert result.converged.all()
     assert result.improvement.min() > 0
     # In the middle of each line (16: a full vector), and never again: the certificate too is by products.
@@ -388,34 +332,21 @@ def test_feature_map_is_the_composed_generator():
         return torch.log_softmax(3 * x[:, :5], dim=-1)
 
     start, end = random_pairs(5)
-    a = shorten(PullbackMetric(decode, feature), start, end, QUIET)
-    b = shorten(PullbackMetric(lambda z: feature(decode(z))), start, end, QUIET)
+    a = shorten(PullbackMetric(decode, feature), start, end)
+    b = shorten(PullbackMetric(lambda z: feature(decode(z))), start, end)
     assert relative(a.length, b.length) < 1e-10
-    plain = shorten(PullbackMetric(decode), start, end, QUIET)
+    plain = shorten(PullbackMetric(decode), start, end)
     assert (curve_length(PullbackMetric(decode, feature), plain.curve) >= a.length * (1 - 1e-3)).all()
 
 
 def test_metric_without_embedding_eq_4():
     metric = PullbackMetric(random_decoder(n_values=8, stochastic=True), lambda x: torch.tanh(x[:, :6]))
-    start, end = random_pairs(4)
-    end = start + 0.4 * (end - start)
+    start, end = random_pairs(4, far=0.4)
     assert not metric.has_embedding(start)
-    result = shorten(metric, start, end, QUIET)
+    result = shorten(metric, start, end)
     assert result.converged.all()
     assert relative(result.length, curve_length(metric, result.curve, 512)) < 1e-5
     assert result.improvement.max() > 1e-3
-
-
-def test_same_metric_with_and_without_embedding():
-    pullback = PullbackMetric(random_decoder())
-    explicit = ExplicitMetric(pullback._tensor, latent_dim=2)
-    start, end = random_pairs(6)
-    end = start + 0.5 * (end - start)
-    pullback.tensor(start)
-    a, b = shorten(pullback, start, end, QUIET), shorten(explicit, start, end, QUIET)
-    assert a.converged.all()
-    assert b.converged.all()
-    assert relative(a.length, b.length) < 1e-3
 
 
 def hill(z):
@@ -429,10 +360,10 @@ def test_other_starts_find_the_way_round():
     # The last one has two ways round, of different lengths.
     start = torch.tensor([[-1.5, 0.0], [-1.5, 2.0], [-1.5, 0.2]], dtype=torch.float64)
     end = torch.tensor([[1.5, 0.0], [1.5, 2.5], [1.5, 0.2]], dtype=torch.float64)
-    over = shorten(metric, start, end, QUIET)
-    multi = shorten(metric, start, end, SolverSettings(starts="multi", progress=False))
+    over = shorten(metric, start, end)
+    multi = shorten(metric, start, end, SolverSettings(starts="multi"))
     points = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.5
-    graph = shorten(metric, start, end, SolverSettings(starts="graph", progress=False), points=points)
+    graph = shorten(metric, start, end, SolverSettings(starts="graph"), points=points)
     assert multi.length[0] < 0.8 * over.length[0]
     assert graph.length[0] < 0.8 * over.length[0]
     assert multi.n_minima[2] == 2
@@ -452,7 +383,7 @@ def test_bent_starts_depend_on_seed_and_pair_alone():
     start = 1.5 * start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
 
     def middle(**changed):
-        bent = SolverSettings(starts="multi", n_iterations=2, progress=False, **changed)
+        bent = SolverSettings(starts="multi", n_iterations=2, **changed)
         return shorten(metric, start, -start, bent).curve(torch.tensor([0.5]))
 
     whole = middle()
@@ -474,24 +405,23 @@ def test_graph_that_falls_apart_is_explained():
 def test_chunks_and_company_do_not_change_a_curve():
     metric = PullbackMetric(random_decoder())
     start, end = random_pairs(11)
-    whole = shorten(metric, start, end, QUIET)
-    pieces = shorten(metric, start, end, SolverSettings(chunk_size=3, progress=False))
+    whole = shorten(metric, start, end)
+    pieces = shorten(metric, start, end, SolverSettings(chunk_size=3))
     assert relative(pieces.length, whole.length) < 1e-9
     assert torch.equal(pieces.n_iterations, whole.n_iterations)
-    alone = shorten(metric, start[4], end[4], QUIET)
+    alone = shorten(metric, start[4], end[4])
     assert alone.length.shape == ()
     assert relative(alone.length, whole.length[4]) < 1e-9
-    again = shorten(metric, start, end, QUIET)
+    again = shorten(metric, start, end)
     assert torch.equal(again.curve.control_points, whole.curve.control_points)
 
 
-@shipped
 def test_chunks_do_not_change_a_curve_in_float32():
     # The last digits decide whether one of these takes another step, which changes its length by 2e-6.
-    metric = PullbackMetric(zoo.load_model("vae1").decoder)
-    start, end = (x[176:186] for x in algorithm_1_pairs(metric, 200))
-    whole = shorten(metric, start, end, QUIET)
-    pieces = shorten(metric, start, end, SolverSettings(chunk_size=3, progress=False))
+    metric = PullbackMetric(lgi.load_model("vae1").decoder)
+    start, end = (x[176:186] for x in algorithm_1_pairs(lgi, metric, 200, 2))
+    whole = shorten(metric, start, end)
+    pieces = shorten(metric, start, end, SolverSettings(chunk_size=3))
     assert relative(pieces.length, whole.length) < 1e-6
 
 
@@ -500,7 +430,7 @@ def test_shapes_and_inputs():
     start, end = random_pairs(6, dtype=torch.float32)
     before = start.clone()
     with torch.inference_mode():
-        result = shorten(metric, start.reshape(3, 2, 2), end.reshape(3, 2, 2), QUIET)
+        result = shorten(metric, start.reshape(3, 2, 2), end.reshape(3, 2, 2))
     assert torch.equal(start, before)
     for name in ("length", "residual", "improvement", "n_rows", "speed_variation", "length_error"):
         assert getattr(result, name).shape == (3, 2), name
@@ -511,34 +441,34 @@ def test_shapes_and_inputs():
     ends = result.curve(torch.tensor([0.0, 1.0]))
     assert torch.equal(ends[..., 0, :], start.reshape(3, 2, 2))
     assert torch.equal(ends[..., 1, :], end.reshape(3, 2, 2))
-    empty = shorten(metric, start[:0], end[:0], QUIET)
+    empty = shorten(metric, start[:0], end[:0])
     assert empty.length.shape == (0,)
     assert empty.message.shape == (0,)
     leaf = start.clone().requires_grad_()
-    assert not shorten(metric, leaf, end, QUIET).length.requires_grad
+    assert not shorten(metric, leaf, end).length.requires_grad
 
 
 def test_coincident_end_points():
     metric = PullbackMetric(random_decoder())
     start, end = random_pairs(3)
     end[1] = start[1]
-    result = shorten(metric, start, end, QUIET)
+    result = shorten(metric, start, end)
     assert result.improvement[1] == 0
     assert result.length[1] == 0
     assert result.converged[1]
     assert "coincide" in result.message[1]
     torch.testing.assert_close(result.curve.control_points[1], start[1].expand(result.curve.n_control, 2))
     assert result.length.isfinite().all()
-    others = shorten(metric, start[[0, 2]], end[[0, 2]], QUIET)
+    others = shorten(metric, start[[0, 2]], end[[0, 2]])
     assert relative(others.length, result.length[[0, 2]]) < 1e-9
 
 
 def test_iterations_are_limited_and_reported():
-    metric = surface_metric("sphere")
+    metric = SURFACE["sphere"].metric
     start = torch.tensor([[0.6, -1.2]], dtype=torch.float64)
     end = torch.tensor([[0.7, 1.2]], dtype=torch.float64)
     for n in (0, 1):
-        result = shorten(metric, start, end, SolverSettings(n_iterations=n, progress=False))
+        result = shorten(metric, start, end, SolverSettings(n_iterations=n))
         assert result.n_iterations.item() <= n
         assert not result.converged.item()
         assert result.length <= result.straight_length
@@ -551,7 +481,7 @@ def test_constant_generator_has_length_zero():
     metric = PullbackMetric(lambda z: 0 * z.repeat(1, 3) + 1)
     start, end = random_pairs(2)
     for method in METHODS:
-        result = shorten(metric, start, end, SolverSettings(method=method, progress=False))
+        result = shorten(metric, start, end, SolverSettings(method=method))
         assert torch.equal(result.length, torch.zeros(2, dtype=torch.float64))
         assert torch.equal(result.improvement, torch.zeros(2, dtype=torch.float64))
 
@@ -562,8 +492,7 @@ def test_scale_of_output_and_rotation_of_latent_space(scale, angle):
     decode = random_decoder()
     c, s = math.cos(angle), math.sin(angle)
     R = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
-    start, end = random_pairs(3)
-    end = start + 0.3 * (end - start)
+    start, end = random_pairs(3, far=0.3)
     plain = shorten(PullbackMetric(decode), start, end, EXACT)
     other = shorten(PullbackMetric(lambda z: scale * decode(z @ R.T)), start @ R, end @ R, EXACT)
     assert relative(other.length, scale * plain.length) < 1e-6
@@ -589,7 +518,7 @@ def test_scale_of_output_and_rotation_of_latent_space(scale, angle):
 def test_bad_end_points(start, end, message):
     metric = PullbackMetric(random_decoder(dtype=torch.float32), latent_dim=2)
     with pytest.raises(ValueError, match=message):
-        shorten(metric, start, end, QUIET)
+        shorten(metric, start, end)
 
 
 def test_other_bad_input():
@@ -598,7 +527,7 @@ def test_other_bad_input():
         shorten(random_decoder(), start, end)
     broken = PullbackMetric(lambda z: torch.where(z.abs() > 100, torch.nan, z).repeat(1, 2))
     with pytest.raises(ValueError, match="NaN or infinity on the way; the first leads from"):
-        shorten(broken, start, end + 1000, QUIET)
+        shorten(broken, start, end + 1000)
     with pytest.raises(ValueError, match="points are needed"):
         shorten(PullbackMetric(random_decoder()), start, end, SolverSettings(starts="graph"))
     with pytest.raises(ValueError, match="points are needed"):
@@ -628,7 +557,7 @@ def test_frames_table_and_file(tmp_path):
     decoder = AffineDecoder.random(data_shape=(1, 4, 3))
     metric = PullbackMetric(decoder, chunk_size=5)
     start, end = torch.randn(2, 3, 2, 2, dtype=torch.float64)
-    result = shorten(metric, start, end, SolverSettings(progress=False))
+    result = shorten(metric, start, end, SolverSettings())
     frames = result.decode(7)
     assert frames.shape == (3, 2, 7, 1, 4, 3)
     flat = result.curve(torch.linspace(0, 1, 7, dtype=torch.float64)).reshape(-1, 2)
@@ -651,7 +580,7 @@ def test_frames_table_and_file(tmp_path):
         (found.decode(7), frames),
     ):
         assert torch.equal(a, b)
-    for kept, other in ((load_result(tmp_path / "pairs"), None), (result, half_plane_metric())):
+    for kept, other in ((load_result(tmp_path / "pairs"), None), (result, HALF_PLANE.metric)):
         with pytest.raises(ValueError, match=r"give lgi.PullbackMetric\(generator\)"):
             kept.decode(3, other)
 
@@ -659,5 +588,5 @@ def test_frames_table_and_file(tmp_path):
 def test_frames_of_a_stochastic_generator_are_means():
     decoder = random_decoder(stochastic=True)
     start, end = random_pairs(2)
-    result = shorten(PullbackMetric(decoder), start, end, SolverSettings(n_control=4, progress=False))
+    result = shorten(PullbackMetric(decoder), start, end, SolverSettings(n_control=4))
     assert (result.decode(2)[:, 0] - decoder(start)[0]).abs().max() <= 1e-12

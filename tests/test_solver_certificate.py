@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from analytic import SURFACE, AffineDecoder, half_plane_metric
+from analytic import HALF_PLANE, SPHERE_RADIUS, SURFACE, AffineDecoder, Analytic, sphere_embed
+from test_solver_equation import meridian
 
 import lgi
 from lgi.metric import PullbackMetric
@@ -15,27 +16,13 @@ F64 = torch.float64
 
 
 def sphere():
-    def embed(z):
-        """Polar angle and azimuth on the unit sphere."""
-        ring = z[:, 0].sin()
-        return torch.stack([ring * z[:, 1].cos(), ring * z[:, 1].sin(), z[:, 0].cos()], dim=-1)
-
-    return PullbackMetric(embed, latent_dim=2)
+    """The unit sphere, by polar angle and azimuth."""
+    return PullbackMetric(lambda z: sphere_embed(z) / SPHERE_RADIUS, latent_dim=2)
 
 
-class Equator:
+def equator(length, power=1):
     """Arc of the equator of the unit sphere; of even speed if the power is 1."""
-
-    dtype = F64
-
-    def __init__(self, length, power=1):
-        self.length, self.power = length, power
-
-    def __call__(self, t):
-        return torch.stack([torch.full_like(t, math.pi / 2), self.length * t**self.power], dim=-1)
-
-    def derivative(self, t):
-        return torch.stack([0 * t, self.length * self.power * t ** (self.power - 1)], dim=-1)
+    return Analytic(lambda t: torch.stack([torch.full_like(t, math.pi / 2), length * t**power], dim=-1))
 
 
 def great_circle(n, length=2.0, tilt=0.8):
@@ -47,7 +34,7 @@ def great_circle(n, length=2.0, tilt=0.8):
 
 @pytest.mark.parametrize("length", [1.0, 3.0, 3.3, 5.0])
 def test_great_circles_are_stationary_and_minima_up_to_half_way_round(length):
-    found = certify(sphere(), Equator(length))
+    found = certify(sphere(), equator(length))
     assert abs(found.length.item() - length) < 1e-12
     assert found.length_error < 1e-12
     assert found.residual < 1e-12
@@ -85,7 +72,7 @@ def test_residual_of_a_spline_is_how_much_lower_the_energy_could_be():
 @pytest.mark.parametrize("power", [1, 2])
 def test_uneven_speed_is_told_from_a_detour(power):
     """``1 - L^2 / E`` with ``E = 4 / 3 L^2`` for speed ``2 t``."""
-    found = certify(sphere(), Equator(1.0, power))
+    found = certify(sphere(), equator(1.0, power))
     assert found.residual.item() == pytest.approx(0.5 * (power - 1), abs=1e-6)
     assert found.speed_variation.item() == pytest.approx(math.sqrt(1 / 3) * (power - 1), abs=1e-6)
     assert ("constant speed" in found.message.item()) == (power == 2)
@@ -104,9 +91,9 @@ def test_polylines_converge_with_the_square_of_their_pieces():
 
 def test_a_result_has_the_certificate_of_the_search():
     surface = SURFACE["torus"]
-    metric = PullbackMetric(surface.embed, latent_dim=2)
+    metric = surface.metric
     start, end = 0.6 * surface.sample(1, 0)[0], 0.6 * surface.sample(1, 1)[0]
-    result = shorten(metric, start, end, SolverSettings(n_control=7, n_iterations=4, progress=False))
+    result = shorten(metric, start, end, SolverSettings(n_control=7, n_iterations=4))
     found = certify(metric, result.curve)
     torch.testing.assert_close(found.residual, result.residual, rtol=0.05, atol=1e-6)
     torch.testing.assert_close(found.length, result.length, rtol=1e-7, atol=0)
@@ -116,18 +103,8 @@ def test_a_result_has_the_certificate_of_the_search():
 
 
 def test_a_metric_without_embedding_and_inference_mode():
-    """A meridian of the half plane, ``(0, exp t)``."""
-
-    class Meridian:
-        dtype = F64
-
-        def __call__(self, t):
-            return torch.stack([0 * t, t.exp()], dim=-1)
-
-        derivative = __call__
-
     with torch.inference_mode():
-        found = certify(half_plane_metric(), Meridian())
+        found = certify(HALF_PLANE.metric, meridian(1))
     assert abs(found.length.item() - 1) < 1e-12
     assert found.residual < 1e-9
     # Curvature -1: geodesics part, and all are shortest.
@@ -145,20 +122,20 @@ def test_what_cannot_be_judged_is_told():
     assert wide.curvature.isnan()
     assert not wide.minimum
     assert "too much memory" in wide.message.item()
-    closed = certify(sphere(), Equator(2 * math.pi))
+    closed = certify(sphere(), equator(2 * math.pi))
     assert closed.stationary
     assert not closed.minimum
 
 
 def test_bad_curves():
     with pytest.raises(TypeError, match="expected a metric"):
-        certify(lambda z: z, Equator(1.0))
+        certify(lambda z: z, equator(1.0))
     with pytest.raises(TypeError, match=r"points \(\.\.\., n, d\), got a list"):
         certify(sphere(), [[0.0, 1.0]])
     with pytest.raises(ValueError, match=r"points \(\.\.\., 2\)"):
         certify(sphere(), torch.zeros(5, 3, dtype=F64))
     with pytest.raises(ValueError, match="at least 4"):
-        certify(sphere(), Equator(1.0), n_control=3)
+        certify(sphere(), equator(1.0), n_control=3)
     broken = PullbackMetric(lambda z: torch.where(z > 0.5, torch.nan, z).repeat(1, 2), latent_dim=2)
     with pytest.raises(ValueError, match="not finite"):
         certify(broken, torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=F64))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from analytic import SURFACE, AffineDecoder, half_plane_distance, half_plane_metric
+from analytic import HALF_PLANE, SURFACE, AffineDecoder, Analytic, half_plane_distance
 
 from lgi.metric import PullbackMetric, curve_length
 from lgi.solver import geodesic_residual, solve_geodesic_ode
@@ -13,33 +13,18 @@ from lgi.spline import CubicBSpline
 T = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 
 
-class Meridian:
+def meridian(power):
     """``(1, exp(t^power))`` in the half plane: a geodesic, of constant speed if power is 1."""
-
-    def __init__(self, power):
-        self.power = power
-
-    def __call__(self, t):
-        return torch.stack([torch.ones_like(t), (t**self.power).exp()], dim=-1)
-
-    def derivative(self, t, order=1):
-        y, p = (t**self.power).exp(), self.power
-        first = p * t ** (p - 1)
-        second = p * (p - 1) * t ** max(p - 2, 0)
-        return torch.stack([torch.zeros_like(t), y * (first if order == 1 else first**2 + second)], dim=-1)
-
-
-def sphere():
-    return PullbackMetric(SURFACE["sphere"].embed, latent_dim=2)
+    return Analytic(lambda t: torch.stack([torch.ones_like(t), (t**power).exp()], dim=-1))
 
 
 def test_residual_of_a_geodesic_is_zero():
-    assert geodesic_residual(half_plane_metric(), Meridian(1), T).max() < 1e-13
+    assert geodesic_residual(HALF_PLANE.metric, meridian(1), T).max() < 1e-13
 
 
 def test_residual_of_an_accelerated_geodesic_is_its_relative_acceleration():
     # Speed 2 t: it grows by 2 per unit of t, which is 1 / t of itself.
-    torch.testing.assert_close(geodesic_residual(half_plane_metric(), Meridian(2), T), 1 / T)
+    torch.testing.assert_close(geodesic_residual(HALF_PLANE.metric, meridian(2), T), 1 / T)
 
 
 def test_residual_of_a_circle_of_latitude_is_its_geodesic_curvature():
@@ -48,7 +33,7 @@ def test_residual_of_a_circle_of_latitude_is_its_geodesic_curvature():
     line = CubicBSpline.line(start, start + torch.tensor([0.0, azimuth], dtype=torch.float64))
     # Geodesic curvature cot(polar) / R times speed R sin(polar) azimuth.
     expected = torch.full_like(T, math.cos(polar) * azimuth)
-    torch.testing.assert_close(geodesic_residual(sphere(), line, T), expected)
+    torch.testing.assert_close(geodesic_residual(SURFACE["sphere"].metric, line, T), expected)
 
 
 def test_residual_does_not_depend_on_coordinates_or_scale():
@@ -78,7 +63,7 @@ def test_affine_decoder():
 def test_boundary_value_problem_of_the_half_plane():
     start = torch.tensor([[[0.0, 1.0]], [[1.0, 0.5]]], dtype=torch.float64)
     end = torch.tensor([[[1.5, 1.2]], [[0.0, 2.0]]], dtype=torch.float64)
-    metric = half_plane_metric()
+    metric = HALF_PLANE.metric
     solution = solve_geodesic_ode(metric, start, end, tolerance=1e-8)
     assert solution.success.shape == solution.residual.shape == solution.message.shape == (2, 1)
     assert solution.success.all()
@@ -92,7 +77,7 @@ def test_boundary_value_problem_of_the_half_plane():
 
 
 def test_failure_is_reported():
-    metric = half_plane_metric()
+    metric = HALF_PLANE.metric
     start, end = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([3.0, 1.0], dtype=torch.float64)
     solution = solve_geodesic_ode(metric, start, end, tolerance=1e-9, max_nodes=20)
     assert not solution.success
@@ -101,7 +86,7 @@ def test_failure_is_reported():
 
 
 def test_bad_input():
-    metric = sphere()
+    metric = SURFACE["sphere"].metric
     z = torch.ones(2, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"one shape.*\(2, 2\).*\(2,\)"):
         solve_geodesic_ode(metric, z, z[0])

@@ -1,8 +1,8 @@
 """Metrics concentrated on thin ridges, as class probabilities make them: what is reported must be a length."""
 
-import analytic
 import pytest
 import torch
+from analytic import SURFACE
 
 import lgi
 from lgi.metric import ConformalMetric, PullbackMetric
@@ -94,7 +94,7 @@ def test_split_adds_up():
 def test_a_saddle_is_left(method):
     """Straight over the top of a hill, and along the outer equator of a torus to the far side, nothing pulls aside."""
     hill = PullbackMetric(lambda z: torch.cat([z, torch.exp(-4 * z.square().sum(-1, keepdim=True))], -1), latent_dim=2)
-    torus = PullbackMetric(analytic.torus_embed, latent_dim=2)
+    torus = SURFACE["torus"].metric
     for metric, end, axis in ((hill, 1.5, 0), (torus, 2.5, 1)):
         there = torch.zeros(1, 2, dtype=torch.float64)
         there[:, axis] = end

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_solver import hill, random_decoder, random_pairs
 from torch import nn
 
 from lgi.metric import ConformalMetric, ExplicitMetric, PullbackMetric
@@ -10,34 +11,18 @@ from lgi.solver.energy import Energy
 from lgi.solver.grid import make_grid
 from lgi.spline import CubicBSpline
 
-QUIET = SolverSettings(progress=False)
-
-
-def decoder(n_values=20):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, n_values))
-    net = net.double().requires_grad_(False)
-    for layer in net[::2]:
-        layer.weight *= 3
-    return lambda z: torch.cat([0.5 * z, net(z)], dim=-1)
-
-
-def pairs(n, seed=3):
-    return torch.randn(2, n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 @pytest.mark.parametrize("kind", ["embedded", "explicit", "mixed"])
 def test_second_derivatives_of_the_energy_are_those_of_its_gradient(kind):
-    pullback = PullbackMetric(decoder())
+    pullback = PullbackMetric(random_decoder())
     metric = {
         "embedded": pullback,
         "explicit": ExplicitMetric(pullback._tensor, latent_dim=2),
         "mixed": pullback + ConformalMetric(pullback, lambda z: 1 + z.square().sum(-1)),
     }[kind]
-    start, end = pairs(3)
+    start, end = random_pairs(3, far=0.5)
     pullback.tensor(start)
-    curve = CubicBSpline.line(start, start + 0.5 * (end - start), 6)
+    curve = CubicBSpline.line(start, end, 6)
     control = curve.control_points + 0.05 * torch.sin(torch.arange(36.0, dtype=torch.float64)).reshape(3, 6, 2)
     energy = Energy(metric, start[0])
     grid = make_grid(tuple(curve.knots.unique().tolist()), 6, 2, embedded=kind != "explicit")
@@ -55,29 +40,24 @@ def test_second_derivatives_of_the_energy_are_those_of_its_gradient(kind):
 
 def test_energy_of_the_best_curve_does_not_rise():
     """But for changes of the grid; steps that are taken whatever they do can lead to a thousand times the energy."""
-    few = SolverSettings(n_control=4, nodes=16, n_iterations=200, progress=False)
-    result = shorten(PullbackMetric(decoder()), *pairs(40), few)
+    few = SolverSettings(n_control=4, nodes=16, n_iterations=200)
+    result = shorten(PullbackMetric(random_decoder()), *random_pairs(40), few)
     energy = result.history.energy
     assert (energy[:, 1:] < 1.1 * energy[:, :-1]).all()
     assert (result.n_iterations > 3).any()
 
 
 def test_improvement_is_relative_to_the_straight_length():
-    result = shorten(PullbackMetric(decoder()), *pairs(10), QUIET)
+    result = shorten(PullbackMetric(random_decoder()), *random_pairs(10))
     expected = (result.straight_length - result.length) / result.straight_length
     torch.testing.assert_close(result.improvement, expected, rtol=1e-12, atol=1e-14)
     assert result.improvement.max() > 0.05
 
 
-def hill(z):
-    """Flat, with a hill at the origin."""
-    return torch.cat([z, 3 * torch.exp(-4 * z.square().sum(-1, keepdim=True))], dim=-1)
-
-
 def test_equal_pairs_have_different_bent_starts():
     """Pair i draws its own: in three dimensions, curves leave the top of the hill in directions of their own."""
     start = torch.tensor([[-1.5, 0.0, 0.0]], dtype=torch.float64).expand(5, 3)
-    settings = SolverSettings(starts="multi", n_iterations=2, progress=False)
+    settings = SolverSettings(starts="multi", n_iterations=2)
     middle = shorten(PullbackMetric(hill, latent_dim=3), start, -start, settings).curve(torch.tensor([0.5]))[:, 0]
     assert torch.pdist(middle).min() > 1e-2
 
@@ -92,7 +72,7 @@ def test_graph_weighs_edges_by_decoded_length():
     points = torch.cartesian_prod(*axes)
     start, end = torch.tensor([[-1.2, 0.0]], dtype=torch.float64), torch.tensor([[1.2, 0.0]], dtype=torch.float64)
     metric = PullbackMetric(wall, latent_dim=2)
-    over = shorten(metric, start, end, QUIET)
-    through = shorten(metric, start, end, SolverSettings(starts="graph", progress=False), points=points)
+    over = shorten(metric, start, end)
+    through = shorten(metric, start, end, SolverSettings(starts="graph"), points=points)
     assert through.length < 0.7 * over.length
     assert through.curve(torch.tensor([0.5]))[0, 0, 1] > 1

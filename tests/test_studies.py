@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import DEFAULT, Mock
 
@@ -13,6 +15,9 @@ import pytest
 import safetensors.numpy
 import scipy.stats
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from test_artifacts import damages
 from torch import nn
 
 from lgi import algorithm1, artifacts, studies
@@ -57,9 +62,8 @@ def quick_solver(monkeypatch):
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     monkeypatch.setattr(artifacts, "_git_commit", lambda: None)
-    monkeypatch.setattr(
-        studies, "_measured_piece", lambda compute, samples, parallel: len(samples)
-    )  # else one more call
+    # Else one more call.
+    monkeypatch.setattr(studies, "_measured_piece", lambda compute, samples, parallel: len(samples))
 
 
 def run(folder=None, n=50, metric=METRIC, **options):
@@ -231,10 +235,13 @@ def with_index(change):
     return with_columns(lambda columns: columns | {"index": change(columns["index"])})
 
 
+_HEADER = b'{"__metadata__":{"lgi":"' + b"[" * 99_999 + b'"}}'
+NESTED = len(_HEADER).to_bytes(8, "little") + _HEADER
 # What is done to chunk 3, and perhaps 1; whether reading says so, and which files are set aside when it is resumed.
 FAULTS = {
     "cut": (lambda file, _: file.write_bytes(file.read_bytes()[:-1]), "000003.safetensors is truncated", [3]),
     "nested": (lambda file, _: file.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999), "3.*truncated", [3]),
+    "nested settings": (lambda file, _: file.write_bytes(NESTED), "3.*truncated", [3]),
     "copied": (lambda file, other: file.write_bytes(other.read_bytes()), "000003.* holds samples 10 to 19", [3]),
     "exchanged": (
         lambda file, other: (other.rename(file.with_name("x")), file.rename(other), file.with_name("x").rename(file)),
@@ -266,6 +273,20 @@ FAULTS = {
 }
 
 
+def set_aside(folder):
+    """Numbers of the chunks that are set aside, as they are and with a word, when a study is gone on with."""
+    files = {path: path.read_bytes() for path in (folder / CHUNKS).glob("*.safetensors")}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", UncertifiedWarning)
+        same(run(folder), run())
+    found = {path.name.split(".")[0]: path for path in (folder / CHUNKS).glob("*.damaged-*")}
+    assert all(path.name in str(said.message) for path, said in zip(sorted(found.values()), told, strict=True))
+    assert all(path.read_bytes() == files[folder / CHUNKS / f"{name}.safetensors"] for name, path in found.items())
+    assert [path.name for path in (folder / CHUNKS).glob(".*")] == []
+    return sorted(map(int, found))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed(tmp_path, quick_solver, fault):
     act, message, aside = FAULTS[fault]
@@ -283,16 +304,26 @@ def test_a_wrong_chunk_is_refused_when_read_and_computed_again_when_resumed(tmp_
             ):
                 read(tmp_path)
     assert contents(tmp_path) == changed
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", UncertifiedWarning)
-        same(run(tmp_path), run())
-    found = {path.name.split(".")[0]: path for path in folder.glob("*.damaged-*")}
-    assert sorted(map(int, found)) == aside
-    assert all(path.name in str(said.message) for path, said in zip(sorted(found.values()), told, strict=True))
-    assert all(path.read_bytes() == changed[folder / f"{name}.safetensors"] for name, path in found.items())
+    assert set_aside(tmp_path) == aside
     assert samples_in(tmp_path) == before
-    assert [path.name for path in folder.glob(".*")] == []
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(number=st.integers(0, 4), damage=damages())
+def test_a_damaged_chunk_is_never_read_as_another_and_computed_again(tmp_path, quick_solver, number, damage):
+    shutil.rmtree(tmp_path / CHUNKS, ignore_errors=True)
+    whole = run(tmp_path)
+    before = samples_in(tmp_path)
+    damage(file := tmp_path / CHUNKS / f"{number:06d}.safetensors")
+    refused = []
+    for read in (load_study, lambda folder: merge_studies([folder])):
+        try:
+            same(read(tmp_path), whole)  # a bit between two words of the header
+        except artifacts.DamagedError as error:
+            refused.append(file.name in str(error))
+    assert refused in ([], [True, True])
+    assert set_aside(tmp_path) == [number] * any(refused)
+    assert samples_in(tmp_path) == before
 
 
 def test_damage_in_another_study_is_not_touched(tmp_path, quick_solver):
@@ -365,23 +396,21 @@ def test_interrupt_leaves_a_usable_study(tmp_path, at_call):
 
 @pytest.fixture
 def slow_solver(quick_solver, monkeypatch):
-    """Samples of so many seconds by a clock of their own; what was computed and written, and when, in a list."""
-    real, save, now, seen = algorithm1.shorten, artifacts.save, [0.0], []
+    """Samples of so many seconds by a clock of their own; sizes and places of what was computed, times of writing."""
+    real, save, now, seen = algorithm1.shorten, artifacts.save, [0.0], SimpleNamespace(calls=[], written=[])
     monkeypatch.setattr(studies.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(studies, "_measured_piece", MEASURED_PIECE)
 
     def set_up(seconds):
         def shorten(metric, start, *arguments, **options):
             now[0] += seconds * len(start)
-            seen.append((now[0], len(start), options["first_pair"]))
+            seen.calls.append((len(start), options["first_pair"]))
             return real(metric, start, *arguments, **options)
 
         monkeypatch.setattr(algorithm1, "shorten", shorten)
         return seen
 
-    monkeypatch.setattr(
-        artifacts, "save", lambda *args, **kwargs: (seen.append((now[0], "written")), save(*args, **kwargs))
-    )
+    monkeypatch.setattr(artifacts, "save", lambda *args, **kwargs: (seen.written.append(now[0]), save(*args, **kwargs)))
     return set_up
 
 
@@ -392,12 +421,10 @@ MEASURED_PIECE = studies._measured_piece
 def test_a_chunk_is_written_every_ten_seconds_or_sample(tmp_path, slow_solver, seconds, piece):
     seen = slow_solver(seconds)
     found = run(tmp_path, n=100, chunk_size=50)
-    times = [entry[0] for entry in seen if entry[1] == "written"]
-    assert np.diff([0, *times]).max() <= max(10.3 + 8 * seconds, 2 * seconds)
-    assert len(times) == 2 * math.ceil(50 / piece)
+    assert np.diff([0, *seen.written]).max() <= max(10.3 + 8 * seconds, 2 * seconds)
+    assert len(seen.written) == 2 * math.ceil(50 / piece)
     # Where a sample lies in its chunk is what bent curves depend on.
-    firsts = [entry[2] for entry in seen if entry[1] != "written"]
-    assert sorted({*firsts}) == [*range(0, 50, piece)]
+    assert sorted({first for _, first in seen.calls}) == [*range(0, 50, piece)]
     assert sorted(samples_in(tmp_path)) == [f"{CHUNKS}/00000{number}.safetensors" for number in range(2)]
     assert artifacts.load(tmp_path / CHUNKS / "000001", name="study chunk").record["samples"] == [50, 100]
     assert artifacts.load(tmp_path / CHUNKS / "000001", name="study chunk").record["seconds"] == pytest.approx(
@@ -424,11 +451,11 @@ def test_pieces_are_gone_on_with_as_they_were_begun(tmp_path, slow_solver, monke
     """Whoever goes on, how fast his machine may be: the solver is asked for the same samples together."""
     seen = slow_solver(1.5)
     run(tmp_path / "whole", n=30)
-    whole = [entry[1:] for entry in seen if entry[1] != "written"][1:]  # the first is for its time
+    whole = seen.calls[1:]  # the first is for its time
     assert [size for size, _ in whole] == [3, 3, 3, 1] * 3
     for n_calls in (2, 4, 5, 6, 9):
         seen = slow_solver(1.5)
-        del seen[:]
+        seen.calls.clear()
         interrupted = Mock(wraps=algorithm1.shorten, side_effect=[DEFAULT] * n_calls + [KeyboardInterrupt])
         monkeypatch.setattr(algorithm1, "shorten", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -437,7 +464,7 @@ def test_pieces_are_gone_on_with_as_they_were_begun(tmp_path, slow_solver, monke
         assert len(kept) == sum(size for size, _ in whole[: n_calls - 1])
         slow_solver(0.001)
         same(run(tmp_path / f"{n_calls}", n=30), load_study(tmp_path / "whole"))
-        calls = [entry[1:] for entry in seen if entry[1] != "written"][1:]
+        calls = seen.calls[1:]
         # One stored sample is computed once more before it goes on, by itself and as at its place in its chunk.
         assert calls.pop(n_calls - 1) == (1, int(kept.index[farthest(kept)]) % 10)
         assert calls == whole
@@ -449,15 +476,15 @@ def test_a_run_that_is_behind_takes_over_what_another_has_written(tmp_path, slow
     behind, other = algorithm1.shorten, []
 
     def shorten(*arguments, **options):
-        if len(seen) > 3 and not other:
+        if len(seen.calls + seen.written) > 3 and not other:
             other.append(True)
             run(tmp_path)
-            del seen[:]
+            seen.written.clear()
         return behind(*arguments, **options)
 
     monkeypatch.setattr(algorithm1, "shorten", shorten)
     same(run(tmp_path), run())
-    assert "written" not in {entry[1] for entry in seen}
+    assert seen.written == []
     assert load_study(tmp_path).complete
 
 
@@ -494,6 +521,21 @@ def test_another_study_is_refused(tmp_path, quick_solver, options, message, fini
     with pytest.raises(ValueError, match=message) as refusal:
         run(tmp_path, **options)
     assert str(tmp_path) in str(refusal.value)
+    assert contents(tmp_path) == before
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(axis=st.integers(0, 1), bound=st.floats(-2, 2), size=st.floats(3e-3, 1), sign=st.sampled_from([1, -1]))
+def test_a_generator_that_differs_beyond_any_border_is_refused(tmp_path, quick_solver, axis, bound, size, sign):
+    unfinished(tmp_path)
+    before = contents(tmp_path)
+    assume((load_study(tmp_path).start[:, axis] > bound).any())
+
+    def other(z):
+        return METRIC.generator(z) * (1 + sign * size * (z[:, axis : axis + 1] > bound))
+
+    with pytest.raises(ValueError, match="another study"):
+        run(tmp_path, metric=PullbackMetric(other, latent_dim=2), dtype=torch.float64)
     assert contents(tmp_path) == before
 
 
@@ -723,6 +765,25 @@ def test_merged_parts_are_kept(tmp_path, quick_solver, monkeypatch):
     assert artifacts.load(tmp_path / "study", name="study").record["samples"] == 50
     monkeypatch.setattr(algorithm1, "shorten", None)
     same(run(tmp_path), load_study(tmp_path / "study.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["foreign", "whole", "half", "damaged"])
+def test_a_lone_file_is_never_written_over_nor_mixed(tmp_path, quick_solver, recwarn, kind):
+    whole = run()
+    {"foreign": run(seed=1), "half": run(shard=(1, 2))}.get(kind, whole).save(tmp_path / "study")
+    file = tmp_path / "study.safetensors"
+    if kind == "damaged":
+        file.write_bytes(file.read_bytes()[:-1])
+    before = file.read_bytes()
+    if kind == "foreign":
+        for write in (run, partial(merge_studies, [whole]), lambda folder: whole.save(folder / "study")):
+            with pytest.raises(ValueError, match="holds another study: seed is 1, not 0"):
+                write(folder=tmp_path)
+    else:
+        same(run(tmp_path), whole)
+        assert any(str(told.message).startswith(str(file)) for told in recwarn) is (kind == "damaged")
+        assert load_study(tmp_path).complete
+    assert before in [path.read_bytes() for path in tmp_path.iterdir() if path.is_file()]
 
 
 def test_merged_parts_are_not_written_over_another_study(tmp_path, quick_solver):

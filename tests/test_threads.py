@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from series import Series
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")]
@@ -34,8 +33,7 @@ def test_make(own, n):
 
 
 @pytest.mark.slow
-def test_a_kernel_of_reproduce(tmp_path, monkeypatch):
-    series = Series(tmp_path, monkeypatch)
+def test_a_kernel_of_reproduce(series):
     series.write("01_a", "import torch\nassert torch.get_num_threads() == 1")
     run([sys.executable, str(ROOT / "notebooks" / "reproduce.py"), "--notebooks", str(series.folder)], {})
 

@@ -210,12 +210,6 @@ def test_short_names_of_variants(text, name, options):
     assert zoo.variant(text) == (name, options)
 
 
-@pytest.mark.parametrize("text", ["", "published-", "published-x3", "published-c0.6-t3"])
-def test_names_of_no_variant(text):
-    with pytest.raises(ValueError, match="-c<bandwidth>"):
-        zoo.variant(text)
-
-
 @pytest.mark.parametrize(
     ("load", "arguments", "message"),
     [
@@ -233,6 +227,10 @@ def test_names_of_no_variant(text):
         (lgi.load_model, {"name": "vae1", "bandwidth": 0.7}, "k64.c0.8, k64.c1, k64.c1.25"),
         (lgi.load_model, {"name": "published", "n_centres": 9}, "n_centres=9 and bandwidth=1; .* k64.c0.3.* k8.c1$"),
         (lgi.load_model, {"name": "published", "std": "constant", "bandwidth": 0.5}, "has neither"),
+        *(
+            (zoo.variant, {"text": text}, "-c<bandwidth>")
+            for text in ("", "published-", "published-x3", "published-c0.6-t3")
+        ),
     ],
 )
 def test_unknown_names_are_refused(load, arguments, message):
