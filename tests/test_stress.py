@@ -69,7 +69,7 @@ def test_what_is_not_so_is_noticed():
         "certified": replace(result, length=result.length * 1.002),
         "improvement": replace(result, improvement=result.improvement + 0.002),
         "longer": replace(result, curve=lgi.CubicBSpline(bent, result.curve.knots)),
-        "broken": replace(result, residual=result.residual * torch.nan),
+        "broken": replace(result, length_error=result.length_error * torch.nan),
     }
     kinds = {kind: {x["kind"] for x in stress.judged(surface, start[0], end[0], r, 0)[0]} for kind, r in wrong.items()}
     assert all(kind in found for kind, found in kinds.items()), kinds
@@ -85,6 +85,7 @@ def test_a_crash_is_a_violation_of_its_own_pair():
 
 
 QUICK = ("bump, saddles", "hills x 1e-10, float32", "half plane", "ridge of height 1, width 0.02")
+QUICK += ("|x|, across", "eq. 4, steep, borders of 1000, bend 0")
 
 
 @pytest.mark.parametrize("name", QUICK)

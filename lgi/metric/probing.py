@@ -75,8 +75,8 @@ def probe(outputs: Outputs, z: Tensor) -> Layout:
         n_data, n_values = mean[0].numel(), value.shape[1]
         stochastic = outputs.decode(z)[1] is not None
         n_features = n_values - n_data * (stochastic and not outputs.sampled)
-        changes = not torch.equal(values[:1, :n_features].expand(3, -1), values[:, :n_features])
-        forward = _check_derivatives(outputs, near[:2], changes, n_features)
+        differs = (values[:, :n_features] != values[:1, :n_features]).any(1)
+        forward = _check_derivatives(outputs, near[:2], near[differs][-1:], n_features)
     if z.shape[-1] >= n_features:
         warnings.warn(
             f"latent dimension {z.shape[-1]} >= output dimension {n_features}: the pull-back metric is degenerate "
@@ -163,10 +163,11 @@ def _refuse_noise(outputs: Outputs, z: Tensor, alone: Tensor, values: Tensor) ->
         )
 
 
-def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: int) -> bool:
+def _check_derivatives(outputs: Outputs, z: Tensor, other: Tensor, n_features: int) -> bool:
     """Whether forward mode works; ValueError if no derivative arrives, or if the two modes contradict each other.
 
-    Of the value (n, m) at ``z``, the first ``n_features`` are of the mean, and ``changes`` says that they vary.
+    Of the value (n, m) at ``z``, the first ``n_features`` are of the mean; at ``other`` (0 or 1, d) they are not those
+    of ``z[0]``.
     """
     _quieten_first_jvp()
     signs = 1 - 2 * (torch.arange(z.shape[-1], device=z.device) % 2).to(z)
@@ -200,7 +201,8 @@ def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: i
             "a backward of the generator or of the feature map cannot be differentiated, with respect to the gradient "
             "that it is given: write it in torch operations, without once_differentiable and numpy"
         )
-    if not bool(tangents[..., :n_features].any()) and (changes or not _is_linked(outputs, z)):
+    flat = not bool(tangents[..., :n_features].any())
+    if flat and (not _is_linked(outputs, z) or (len(other) and _jumps(outputs, z[0], other[0], n_features))):
         raise ValueError(
             "the output changes with z in steps (round, sign, argmax, a comparison), or is cut off from it: something "
             f"in the generator or the feature map disables gradients (detach, torch.inference_mode, numpy). {NUMPY}"
@@ -219,6 +221,24 @@ def _check_derivatives(outputs: Outputs, z: Tensor, changes: bool, n_features: i
             "disables gradients (torch.no_grad), detaches a part of it, or has a wrong custom derivative"
         )
     return forward is not None
+
+
+def _jumps(outputs: Outputs, a: Tensor, b: Tensor, n_features: int) -> bool:
+    """Whether no derivative is found on the way from ``a`` to ``b`` (d,), on which the output changes.
+
+    Between the plateaus of a classifier that is sharp, but smooth, halving the interval that holds the change soon
+    leads to points with a derivative; at a step it leads to none.
+    """
+    for _ in range(64):  # more than there are bits in a number
+        middle = (a + b) / 2
+        values, pull, _ = outputs.reverse(torch.stack([a, middle, b]))
+        chosen = torch.zeros_like(values)
+        chosen[:, :n_features] = torch.arange(1, n_features + 1, device=a.device).to(values).cos()
+        values = values[:, :n_features].clone()
+        if bool(pull(chosen).any()):
+            return False
+        a, b = (a, middle) if (values[1] - values[0]).norm() > (values[2] - values[1]).norm() else (middle, b)
+    return True
 
 
 def _is_linked(outputs: Outputs, z: Tensor) -> bool:

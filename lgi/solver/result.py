@@ -62,7 +62,8 @@ MESSAGES = {
     "no certificate is to be had",
     Status.SADDLE: "stationary, but no minimum: there are shorter curves on its sides: raise n_iterations, or use "
     "other starts",
-    Status.UNKNOWN: "the length is not known to a thousandth or length_tolerance: use float64, or raise nodes",
+    Status.UNKNOWN: "the length is not known to a thousandth or length_tolerance, or a curve without certificate "
+    "gained no more than a few times the errors: use float64, or raise nodes",
 }
 
 

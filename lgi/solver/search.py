@@ -224,7 +224,8 @@ class Search:
             basis = energy.basis(level.measuring, level.knots)
             sample = self.verdict.sample(level.measuring, basis, index[unknown], straight[unknown], 1)
             self.verdict.record(level, index[unknown], energy.rounded(straight[unknown]), sample, sample.length)
-            self.found.status[index[unknown]] = Status.UNKNOWN
+            kinked = self.found.smooth[index[unknown]] == 0
+            self.found.status[index[unknown]] = torch.where(kinked, Status.KINKED, Status.UNKNOWN)
         status = self.found.status[index]
         lost = located(final & among(status, UNCERTAIN))
         kinked = ~self.verdict.is_smooth(level, index[lost], self.found.control[index[lost], : control.shape[1]])

@@ -30,6 +30,9 @@ from lgi.solver.starts import line
 _LEAVE = (0.03, 0.1, 0.3, 1.0)
 # Lengths of curve and line that differ relatively by no more than this, and by no more than their errors, are equal.
 _TIE = 5e-6
+# At kinks, and where even the finest nodes are too few, errors are estimated too small. So a curve without certificate
+# is kept if it is shorter by so many times the errors of both lengths, or if these are so small, relatively.
+_SURELY, _SMALL = 4, 1e-5
 # Least relative second derivatives that are taken for positive: by what a method has learnt of them, and by what has
 # been computed on the grid of the search.
 _LEARNT, _SURE = 0.1, 0.02
@@ -112,9 +115,10 @@ class Verdict:
         found.length[index] = torch.minimum(sample.length, straight_length)
         found.straight_length[index] = straight_length
         found.energy[index], found.residual[index] = sample.energy, residual
-        found.known[index] = (
-            ~moved | longer | ((error <= wanted * sample.length) & (straight_error <= wanted * straight_length))
-        )
+        errors, gained = error + straight_error, straight_length - sample.length
+        sure = converged | (gained > _SURELY * errors) | (errors <= _SMALL * straight_length)
+        known = sure & (error <= wanted * sample.length) & (straight_error <= wanted * straight_length)
+        found.known[index] = ~moved | longer | known
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
         hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
         return ~converged & ~longer, hopeful, rough
