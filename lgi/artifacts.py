@@ -41,7 +41,8 @@ if sys.platform != "win32":
     import fcntl
 
 _REMEDY = (
-    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); if you wrote it, write it again. "
+    "If the file is shipped with lgi, restore it (git restore, or reinstall lgi); if you wrote it, delete it and write "
+    "it again. "
     "recompute=True of load_or_compute (retrain = True in notebook 01) computes afresh, into the cache."
 )
 

@@ -393,12 +393,18 @@ def test_inputs_are_never_changed() -> None:
     assert not z.requires_grad
 
 
-def test_precision_is_restored_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(backend, "allow_tf32", True)
+def test_precision_is_restored_on_a_gpu() -> None:
+    from lgi.metric.derivatives import differentiable
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
         with differentiable(torch.device("cuda")):
-            assert not backend.allow_tf32
-        assert backend.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 # ---- other metrics ----
