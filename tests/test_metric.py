@@ -394,7 +394,6 @@ def test_inputs_are_never_changed() -> None:
 
 
 def test_precision_is_restored_on_a_gpu() -> None:
-    from lgi.metric.derivatives import differentiable
 
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
