@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -226,10 +226,7 @@ def replacing(target: Path) -> Iterator[Path]:
     # Not tempfile.mkstemp: its files are readable by their owner only, also after the renaming.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            if sys.platform != "win32":
-                with suppress(OSError):  # a file system without locks: what is left there stays
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _made(temporary) as file:
             yield temporary
             os.fsync(file.fileno())
             if sys.platform == "win32":
@@ -238,6 +235,19 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _made(temporary: Path) -> BinaryIO:
+    """A new file, locked: what another writer takes away before it is locked, as left behind, is made again."""
+    while True:
+        file = temporary.open("xb")
+        if sys.platform == "win32":
+            return file
+        with suppress(OSError):  # a file system without locks: what is left there stays
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
 
 
 @contextmanager

@@ -354,6 +354,31 @@ for _ in range(50):
 """
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_what_another_writer_takes_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    taken, flock = [], artifacts.fcntl.flock
+
+    def late(file, how):
+        if not taken:
+            taken.extend(tmp_path.glob(".*.tmp"))
+            taken[0].unlink()
+        flock(file, how)
+
+    replace, others = os.replace, []
+
+    def after_another_writer(source, target):
+        if not others:
+            others.append("other")
+            put(tmp_path / "other", 1)
+        replace(source, target)
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", late)
+    monkeypatch.setattr(artifacts.os, "replace", after_another_writer)
+    put(tmp_path / "demo", 0)
+    assert (len(taken), len(others)) == (1, 1)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["demo.safetensors", "other.safetensors"]
+
+
 @pytest.mark.slow
 def test_two_writing_processes_and_a_reader(tmp_path):
     path = tmp_path / "demo"
