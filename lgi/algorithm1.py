@@ -436,7 +436,10 @@ class _Sampler:
 
 
 def _shard(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split("/")))
+    try:
+        return tuple(map(int, text.split("/")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected I/N, such as 3/20, got {text!r}") from error
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

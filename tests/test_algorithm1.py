@@ -437,6 +437,7 @@ def test_command_line(tmp_path, capsys):
         (["--model", "vae9", "--out", "x"], "no shipped model named 'vae9'"),
         (["--model", "vae1-x", "--out", "x"], "invalid variant value: 'vae1-x'"),
         (["--model", "vae1", "--out", "x", "--shard", "3of4"], "I/N"),
+        (["--model", "vae1", "--out", "x", "--shard", "3of4"], "I/N"),
         (["--model", "vae1", "--out", "x", "--shard", "4/3"], "1 <= i <= n"),
         (["--model", "vae1", "--out", "x", "--shard", "1/3"], "3 shards of 2 chunks"),
         (["--model", "vae1", "--out", "x", "--samples", "0"], "n_samples"),
