@@ -633,11 +633,16 @@ class _Run:
         self.parts: list[Any] = [model, *optimizers]
         self.identity, self.checkpoint = identity, checkpoint
         self.history: list[dict[str, float]] = []
-        if checkpoint is None or not artifacts.exists(checkpoint):
+        if checkpoint is None:
             return
         remedy = "Move it away or else delete it: training then begins anew."
         wanted: dict[str, Any] = {"name": "checkpoint", "settings": identity, "version": RECIPE_VERSION}
-        saved = artifacts.load(checkpoint, **wanted, remedy=remedy)
+        try:
+            saved = artifacts.load(checkpoint, **wanted, remedy=remedy)
+        except artifacts.ArtifactError:
+            if artifacts.exists(checkpoint):
+                raise
+            return  # there was none, or another process has just finished and removed it
         if saved.record.get("format") == _CHECKPOINT_FORMAT:  # else training begins anew, and soon writes over it
             content = io.BytesIO(saved.tensors["states"].numpy().tobytes())
             states = torch.load(content, map_location="cpu", weights_only=True)
