@@ -89,6 +89,17 @@ def check_points(z: Tensor, d: int | None) -> None:
         raise ValueError(f"expected points z (..., {d or 'd'}), got shape {tuple(z.shape)}")
 
 
+def check_ends(start: Tensor, end: Tensor, d: int | None = None) -> None:
+    """Refuse what are not end points (..., d) of one shape, dtype and device."""
+    for z in (start, end):
+        check_points(z, d)
+    if (start.shape, start.dtype, start.device) != (end.shape, end.dtype, end.device):
+        raise ValueError(
+            f"expected end points (..., d) of one shape, dtype and device, got {describe(start)} and {describe(end)}: "
+            "expand or convert one"
+        )
+
+
 def paired(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Points and vectors (..., d) with their leading dimensions broadcast."""
     if not (isinstance(z, Tensor) and isinstance(v, Tensor)) or z.dtype != v.dtype or z.device != v.device:
