@@ -209,13 +209,6 @@ def test_same_content_gives_same_bytes(tmp_path):
     assert len({stored(tmp_path / str(i)).read_bytes() for i in range(8)}) == 1
 
 
-def test_the_pair_of_version_0_1_is_read(tmp_path):
-    """Its tensor file was complete in itself; what the JSON beside it says, and whether it is there, plays no part."""
-    put(tmp_path / "demo", 5)
-    (tmp_path / "demo.json").write_text('{"record": {"value": 6}}', encoding="utf-8")
-    assert value_at(tmp_path / "demo") == 5
-
-
 @pytest.mark.parametrize(
     ("tensors", "record", "message"),
     [

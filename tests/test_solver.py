@@ -342,7 +342,7 @@ def test_feature_map_is_the_composed_generator():
 def test_metric_without_embedding_eq_4():
     metric = PullbackMetric(random_decoder(n_values=8, stochastic=True), lambda x: torch.tanh(x[:, :6]))
     start, end = random_pairs(4, far=0.4)
-    assert not metric.has_embedding(start)
+    assert metric.split(start)[1] is not None
     result = shorten(metric, start, end)
     assert result.converged.all()
     assert relative(result.length, curve_length(metric, result.curve, 512)) < 1e-5

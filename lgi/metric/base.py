@@ -69,16 +69,6 @@ class Metric(ABC):
         check_points(z, self.latent_dim)
         return semidefinite(self._evaluate(function, z, n_tangents=z.shape[-1]), z)
 
-    def has_embedding(self, z: Tensor) -> bool:
-        """Whether :meth:`embed` and :meth:`linearise` work: the metric is the pull-back of a map.
-
-        Parameters
-        ----------
-        z : Tensor, shape (..., d)
-            Any point: a generator shows only when called whether it is stochastic.
-        """
-        return self.split(z)[1] is None
-
     def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:  # noqa: ARG002
         """The metric as a sum of the pull-back of a map and of what is left.
 
@@ -240,7 +230,7 @@ class Metric(ABC):
         Raises
         ------
         TypeError
-            If there is no such map (see :meth:`has_embedding`).
+            If there is no such map (see :meth:`split`).
         ValueError
             If ``z`` does not fit the latent space.
         """
@@ -265,7 +255,7 @@ class Metric(ABC):
         Raises
         ------
         TypeError
-            If there is no such map (see :meth:`has_embedding`).
+            If there is no such map (see :meth:`split`).
         ValueError
             If ``z`` does not fit the latent space.
         """
