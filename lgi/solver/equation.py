@@ -248,7 +248,7 @@ class _Counted:
         self.metric, self.like = metric, like
         self.n_points = 0
 
-    def system(self, t: Array | float, y: Array) -> Array:  # noqa: ARG002
+    def system(self, t: Array | float, y: Array) -> Array:
         """Right-hand side (2 d, n)."""
         d = len(y) // 2
         z, v = (torch.tensor(x.T.copy(), dtype=self.like.dtype, device=self.like.device) for x in (y[:d], y[d:]))
