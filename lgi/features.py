@@ -35,10 +35,7 @@ _IMAGENET_DIGESTS = {
 def _check_images(images: Tensor, weight: Tensor) -> None:
     """Refuse what the layers would otherwise answer with an error about their own insides."""
     if images.dtype != weight.dtype:
-        raise ValueError(
-            f"expected images of dtype {weight.dtype}, that of the weights, got {images.dtype}: convert one of them, "
-            "for example with .double()"
-        )
+        raise ValueError(f"expected images of dtype {weight.dtype}, as the weights, got {images.dtype}: convert one")
 
 
 def _check_labels(labels: Tensor, images: Tensor) -> None:

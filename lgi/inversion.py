@@ -168,9 +168,7 @@ def invert(
     if d is None:
         raise ValueError("the generator has no latent_dim: give latent_dim, the dimension of its latent space")
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(
-            f"expected floating-point samples x, got {describe(x)}: scale x as what is generated, then x.float()"
-        )
+        raise ValueError(f"expected floating-point samples x, got {describe(x)}: scale it as generated, then .float()")
     # Tensors made in inference mode cannot be differentiated; copies of them can.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         # To a metric it matters, and not to an inversion, whether d is smaller than the number of values.

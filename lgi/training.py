@@ -631,14 +631,14 @@ class _Run:
         self, model: nn.Module, optimizers: Sequence[Adam], identity: Mapping[str, Any], checkpoint: Path | None
     ) -> None:
         self.parts: list[Any] = [model, *optimizers]
-        self.identity, self.checkpoint = identity, checkpoint
+        self.about: dict[str, Any] = {"name": "checkpoint", "settings": identity, "version": RECIPE_VERSION}
+        self.checkpoint = checkpoint
         self.history: list[dict[str, float]] = []
         if checkpoint is None:
             return
         remedy = "Move it away or else delete it: training then begins anew."
-        wanted: dict[str, Any] = {"name": "checkpoint", "settings": identity, "version": RECIPE_VERSION}
         try:
-            saved = artifacts.load(checkpoint, **wanted, remedy=remedy)
+            saved = artifacts.load(checkpoint, **self.about, remedy=remedy)
         except artifacts.ArtifactError:
             if artifacts.exists(checkpoint):
                 raise
@@ -655,19 +655,15 @@ class _Run:
     def keep(self, record: dict[str, float]) -> dict[str, float]:
         """Write the state after an epoch, with its record."""
         if not all(map(math.isfinite, record.values())):
-            settings = self.identity["settings"]
-            raise FloatingPointError(
-                f"training diverged in epoch {record['epoch']:g}; lower learning_rate ({settings})"
-            )
+            settings = self.about["settings"]["settings"]
+            raise FloatingPointError(f"diverged in epoch {record['epoch']:g}; lower learning_rate ({settings})")
         self.history.append(record)
         if self.checkpoint is not None:
             content = io.BytesIO()
             torch.save([part.state_dict() for part in self.parts], content)
             states = {"states": np.frombuffer(content.getbuffer(), np.uint8)}
             kept = {"history": self.history, "format": _CHECKPOINT_FORMAT}
-            artifacts.save(
-                self.checkpoint, states, kept, name="checkpoint", settings=self.identity, version=RECIPE_VERSION
-            )
+            artifacts.save(self.checkpoint, states, kept, **self.about)
         return record
 
 

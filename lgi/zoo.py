@@ -155,9 +155,7 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     """
     found = re.fullmatch(r"(\w+?)(-t(?P<seed>\d+))?(-k(?P<k>\d+))?(-c(?P<c>[\d.]+))?(?P<constant>-constant)?", text)
     if found is None:
-        raise ValueError(
-            f"expected a model's name and any of -t<seed>, -k<centres>, -c<bandwidth>, -constant: got {text!r}"
-        )
+        raise ValueError(f"expected a model and any of -t<seed>, -k<centres>, -c<bandwidth>, -constant: got {text!r}")
     seed, k, c, constant = found.group("seed", "k", "c", "constant")
     options = {"seed": seed and int(seed), "n_centres": k and int(k), "bandwidth": c and float(c)}
     options |= {"std": "constant" if constant else None}

@@ -127,9 +127,7 @@ class Slerp:
         if bool((apart.square() + together.square() < 3).any()):  # 4 of two unit vectors
             raise ValueError("an end point is the origin, to which no direction leads: move it")
         if bool((opposite := together < torch.finfo(start.dtype).eps ** 0.5).any()):
-            raise ValueError(
-                f"{int(opposite.sum())} pairs are opposite, between which no arc is the shortest: move one"
-            )
+            raise ValueError(f"{int(opposite.sum())} pairs are opposite, between which no arc is shortest: move one")
         self.angle = 2 * torch.atan2(apart, together)
 
     def __call__(self, t: Tensor) -> Tensor:
