@@ -300,9 +300,7 @@ class VGG19Features(nn.Module):
         if not isinstance(weights, Mapping):
             source = path = _imagenet_file(download) if trained else Path(weights)
             weights = _read_state(path)
-        known = {
-            name: weights[name].detach().to(torch.float32, copy=True) for name in self.state_dict().keys() & weights
-        }
+        known = {key: weights[key].detach().to(torch.float32, copy=True) for key in self.state_dict().keys() & weights}
         try:
             self.load_state_dict(known, assign=True)
         except RuntimeError as error:

@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from lgi.features import LogisticRegression
 from lgi.inversion import invert
 from lgi.models import GAN, VAE, Architecture, Decoder, PublishedArchitecture, pick_device
 from lgi.progress import as_command, exit_status, progress_bar
-from lgi.training import RECIPE_VERSION, GANSettings, TrainingSettings, evaluate
+from lgi.training import RECIPE_VERSION, GANSettings, Records, TrainingSettings, evaluate
 from lgi.zoo import N_TRAININGS, rbf_key
 
 OnRecord = Callable[[str, int, int, Mapping[str, float]], None]
@@ -241,9 +241,7 @@ def _recipes() -> dict[str, Recipe | GANRecipe]:
     return {**RECIPES, **PUBLISHED, **GAN_RECIPES, **TRAININGS}
 
 
-def _history(
-    phase: str, n_steps: int, records: Iterable[dict[str, float]], on_record: OnRecord | None
-) -> list[dict[str, float]]:
+def _history(phase: str, n_steps: int, records: Records, on_record: OnRecord | None) -> list[dict[str, float]]:
     """All records of a phase of training; each is told when it comes."""
     history = []
     for record in records:
@@ -325,9 +323,8 @@ def _train_gan(
     codes = invert(generator, test.images.to(device), progress=False)
     noise = torch.randn(4000, generator.latent_dim, generator=training.stream_of(settings.seed, -1))
     generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
-    classifier = zoo.restore_logistic_regression(
-        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits)
-    )
+    fitted = fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits)
+    classifier = zoo.restore_logistic_regression(fitted)
     probability = classifier(generated)
     share = torch.bincount(probability.argmax(1), minlength=len(recipe.digits)).double() / len(generated)
     evaluation = {

@@ -110,10 +110,8 @@ def load_model(
     """
     if name not in MODELS:
         raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
-    of_vaes = std, bandwidth, n_centres
-    if (of_vaes != (None, None, None) and name not in (*VAES, "published")) or (
-        output is not None and name != "logistic_regression"
-    ):
+    of_vaes, is_vae = (std, bandwidth, n_centres), name in (*VAES, "published")
+    if (of_vaes != (None, None, None) and not is_vae) or (output is not None and name != "logistic_regression"):
         raise ValueError(
             "std, bandwidth and n_centres are options of the VAEs, output one of the logistic regression; "
             "the GAN has no options"
