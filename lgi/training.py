@@ -655,7 +655,7 @@ class _Run:
         """Write the state after an epoch, with its record."""
         if not all(map(math.isfinite, record.values())):
             settings = self.about["settings"]["settings"]
-            raise FloatingPointError(f"diverged in epoch {record['epoch']:g}; lower learning_rate ({settings})")
+            raise FloatingPointError(f"training diverged in epoch {record['epoch']:g}; lower learning_rate: {settings}")
         self.history.append(record)
         if self.checkpoint is not None:
             content = io.BytesIO()

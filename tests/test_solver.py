@@ -507,8 +507,8 @@ def test_scale_of_output_and_rotation_of_latent_space(scale, angle):
     [
         (torch.zeros(3, 2), torch.zeros(2, 2), r"one shape.*\(3, 2\).*\(2, 2\)"),
         (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.float64), r"float32 .*float64.*convert"),
-        (torch.zeros(3, 2, dtype=torch.long), torch.ones(3, 2), r"floating-point points.*int64"),
-        (torch.zeros(3, 2), torch.ones(3, 2).long(), r"floating-point points.*int64"),
+        (torch.zeros(3, 2, dtype=torch.long), torch.ones(3, 2), r"points start.*int64"),
+        (torch.zeros(3, 2), torch.ones(3, 2).long(), r"points end.*int64.*use end.float"),
         (torch.zeros(3, 5), torch.ones(3, 5), r"\(\.\.\., 2\).*\(3, 5\)"),
         (torch.zeros(3, 2), torch.full((3, 2), torch.nan), "end has 3 points that are NaN"),
         (torch.tensor([[0.0, torch.inf]]), torch.zeros(1, 2), "start has 1 points that are NaN or infinite"),
