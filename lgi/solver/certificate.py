@@ -139,7 +139,7 @@ def certify(
         dtype, device = (getattr(path, name, None) for name in ("dtype", "device"))
         ends = path(torch.tensor([0.0, 1.0], dtype=dtype or torch.get_default_dtype(), device=device)).detach()
         leading, d = ends.shape[:-2], ends.shape[-1]
-        check_points(ends, metric.latent_dim)
+        check_points(ends, metric.latent_dim, "of the curve")
         spans = getattr(path, "knots", torch.empty(0)).unique().tolist()
         own = hasattr(path, "control_points") and n_control is None
         knots = path.knots if own else uniform_knots(_CONTROL if n_control is None else n_control)
