@@ -289,9 +289,7 @@ def _checked_shard(shard: Any, n_chunks: int) -> tuple[int, int]:
         if not 1 <= i <= n:
             raise ValueError("no part")
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected shard = (i, n), integers with 1 <= i <= n, counted from 1, got {shard!r}"
-        ) from error
+        raise ValueError(f"expected shard = (i, n), integers 1 <= i <= n, counted from 1, got {shard!r}") from error
     if n > n_chunks:
         raise ValueError(f"{n} shards of {n_chunks} chunks of samples: use fewer shards or a smaller chunk_size")
     return i, n
@@ -361,9 +359,7 @@ class _Sampler:
                 assert self.prior is not None
                 z = self.prior(1)
         if not isinstance(z, Tensor) or z.shape != (1, d) or not bool(z.isfinite().all()):
-            raise ValueError(
-                f"expected the prior to give finite points, a tensor (1, {d}) for n = 1, got {describe(z)}"
-            )
+            raise ValueError(f"expected finite points of the prior, a tensor (1, {d}) for n = 1, got {describe(z)}")
         return z[0].double().cpu().numpy()
 
     def directions(self, z: Tensor, vectors: Tensor) -> Tensor:

@@ -297,7 +297,7 @@ class Artifact:
     source : {"shipped", "cache", "computed"}
         Where it comes from.
     path : pathlib.Path
-        Where it is, without suffix.
+        Where it is, as it was asked for.
     """
 
     tensors: dict[str, Tensor]
@@ -309,9 +309,9 @@ class Artifact:
     path: Path
 
 
-def _file(path: Path) -> Path:
+def _file(path: str | Path) -> Path:
     # with_suffix would cut a name at its last dot.
-    return path.with_name(f"{path.name}.safetensors")
+    return Path(str(path).removesuffix(".safetensors") + ".safetensors")
 
 
 def _stored(key: str, value: object) -> Tensor:
@@ -332,7 +332,7 @@ def _split(content: bytes) -> tuple[dict[str, str], str, bytes]:
 
 
 def save(
-    path: Path,
+    path: str | Path,
     tensors: Mapping[str, Tensor | npt.NDArray[Any]],
     record: Mapping[str, Any],
     *,
@@ -346,7 +346,7 @@ def save(
     Parameters
     ----------
     path : pathlib.Path
-        Where, without suffix; ``.safetensors`` is appended. Missing folders are made.
+        Where; ``.safetensors`` is appended where it is missing. Missing folders are made.
     tensors : mapping of str to Tensor or numpy array
         Any shapes, dtypes and devices; copied, never changed.
     record : mapping
@@ -361,9 +361,6 @@ def save(
     ArtifactError
         If a value cannot be stored without loss, or the file cannot be written (the old one then still stands).
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        raise ArtifactError(f"path: expected it without suffix, got {path}")
     document = {
         "name": name,
         "version": version,
@@ -382,14 +379,14 @@ def save(
 
 
 def load(
-    path: Path, *, name: str, settings: object = None, version: int | str | None = None, remedy: str = _REMEDY
+    path: str | Path, *, name: str, settings: object = None, version: int | str | None = None, remedy: str = _REMEDY
 ) -> Artifact:
     """Read an artefact and check that it is whole and the one that was asked for.
 
     Parameters
     ----------
     path : pathlib.Path
-        Where, without suffix.
+        Where, with or without ``.safetensors``.
     name : str
         Name under which it was saved.
     settings : mapping or dataclass, optional
@@ -438,13 +435,13 @@ def load(
     return Artifact(tensors=safetensors.torch.load(content), path=path, source=source, **fields)
 
 
-def exists(path: Path) -> bool:
-    """Whether there is an artefact at path (given without suffix); `load` tells whether it is whole."""
+def exists(path: str | Path) -> bool:
+    """Whether there is an artefact at path; `load` tells whether it is whole."""
     return _file(path).exists()
 
 
-def remove(path: Path) -> None:
-    """Delete the artefact at path (given without suffix), if there is one."""
+def remove(path: str | Path) -> None:
+    """Delete the artefact at path, if there is one."""
     _file(path).unlink(missing_ok=True)
 
 

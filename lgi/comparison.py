@@ -204,9 +204,7 @@ def compare_models(  # noqa: PLR0917 - two ends of two models
     ):
         for name, x in ((f"start_{model}", start), (f"end_{model}", end)):
             if not isinstance(x, Tensor) or x.ndim != 2 or len(x) == 0 or len(x) != len(start_a):
-                raise ValueError(
-                    f"expected {name} as codes (n, d) of n >= 1 pairs, of as many as start_a, got {describe(x)}"
-                )
+                raise ValueError(f"expected {name} as codes (n >= 1, d), as many as start_a, got {describe(x)}")
         try:
             if start.shape == end.shape:
                 _refuse_pairs((start == end).all(-1), "identical end points: leave them out, in both models")

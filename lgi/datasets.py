@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lgi import artifacts
+from lgi.checks import one_of
 
 Split = Literal["train", "validation", "test"]
 
@@ -35,7 +36,7 @@ _MNIST_MD5 = {
 
 
 class DatasetError(ValueError):
-    """Data that are not there, damaged, or asked for in a way that does not exist."""
+    """Data that are not there, or damaged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,16 +87,15 @@ def load(name: str, split: Split, *, digits: Collection[int] = DIGITS, download:
     Raises
     ------
     DatasetError
-        If MNIST is nowhere, a raw file has another md5 than published, the download fails, or an argument is none of
-        the above.
+        If MNIST is nowhere, a raw file has another md5 than published, or the download fails.
+    ValueError
+        If an argument is none of the above.
     """
-    if name not in READERS:
-        raise DatasetError(f"name: expected one of {', '.join(READERS)}, got {name!r}")
-    if split not in get_args(Split):
-        raise DatasetError(f"split: expected one of {get_args(Split)}, got {split!r}")
+    one_of(READERS, name=name)
+    one_of(get_args(Split), split=split)
     chosen = set(digits) if isinstance(digits, Collection) else set()
     if not chosen or len(chosen) < len(digits) or not chosen <= set(range(10)):
-        raise DatasetError(f"digits: expected different integers of 0 to 9, at least one, got {digits!r}")
+        raise ValueError(f"digits: expected different integers of 0 to 9, at least one, got {digits!r}")
     pixels, label, index = READERS[name](split, download)
     keep = torch.isin(label, torch.tensor(sorted(digits)))
     images = pixels[keep].unsqueeze(1)

@@ -35,10 +35,7 @@ _IMAGENET_DIGESTS = {
 def _check_images(images: Tensor, weight: Tensor) -> None:
     """Refuse what the layers would otherwise answer with an error about their own insides."""
     if images.dtype != weight.dtype:
-        raise ValueError(
-            f"expected images of dtype {weight.dtype}, that of the weights, got {images.dtype}: convert one of them, "
-            "for example with .double()"
-        )
+        raise ValueError(f"expected images of dtype {weight.dtype}, as the weights, got {images.dtype}: convert one")
 
 
 def _check_labels(labels: Tensor, images: Tensor) -> None:
@@ -303,9 +300,7 @@ class VGG19Features(nn.Module):
         if not isinstance(weights, Mapping):
             source = path = _imagenet_file(download) if trained else Path(weights)
             weights = _read_state(path)
-        known = {
-            name: weights[name].detach().to(torch.float32, copy=True) for name in self.state_dict().keys() & weights
-        }
+        known = {key: weights[key].detach().to(torch.float32, copy=True) for key in self.state_dict().keys() & weights}
         try:
             self.load_state_dict(known, assign=True)
         except RuntimeError as error:

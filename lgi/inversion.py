@@ -168,9 +168,7 @@ def invert(
     if d is None:
         raise ValueError("the generator has no latent_dim: give latent_dim, the dimension of its latent space")
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(
-            f"expected floating-point samples x, got {describe(x)}: scale x as what is generated, then x.float()"
-        )
+        raise ValueError(f"expected floating-point samples x, got {describe(x)}: scale it as generated, then .float()")
     # Tensors made in inference mode cannot be differentiated; copies of them can.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         # To a metric it matters, and not to an inversion, whether d is smaller than the number of values.
@@ -188,9 +186,7 @@ def invert(
         with progress_bar(len(target), desc="invert", unit="samples", show=progress) as advance:
             for goal, first in zip(target.split(size), own.split(size), strict=True):
                 z = torch.cat([first, screen.nearest(goal, n_starts)], dim=1)
-                found = _from_starts(
-                    screen, z, goal, weight=prior_weight, n_iterations=n_iterations, tolerance=tolerance
-                )
+                found = _from_starts(screen, z, goal, prior_weight, n_iterations=n_iterations, tolerance=tolerance)
                 best = found.pop("objective").argmin(1)
                 rows = torch.arange(len(best), device=best.device)
                 ends.append({name: value[rows, best] for name, value in found.items()})
@@ -250,7 +246,7 @@ class _Screen:
 
 
 def _from_starts(
-    screen: _Screen, starts: Tensor, goal: Tensor, *, weight: float, n_iterations: int, tolerance: float
+    screen: _Screen, starts: Tensor, goal: Tensor, weight: float, *, n_iterations: int, tolerance: float
 ) -> dict[str, Tensor]:
     """Ends (n, k, ...) of Levenberg-Marquardt from starts (n, k, d), NaN where there is none, towards goals (n, m)."""
     n, k, d = starts.shape

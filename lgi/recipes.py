@@ -4,8 +4,9 @@
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from lgi.features import LogisticRegression
 from lgi.inversion import invert
 from lgi.models import GAN, VAE, Architecture, Decoder, PublishedArchitecture, pick_device
 from lgi.progress import as_command, exit_status, progress_bar
-from lgi.training import RECIPE_VERSION, GANSettings, TrainingSettings, evaluate
+from lgi.training import RECIPE_VERSION, GANSettings, Records, TrainingSettings, evaluate
 from lgi.zoo import N_TRAININGS, rbf_key
 
 OnRecord = Callable[[str, int, int, Mapping[str, float]], None]
@@ -94,6 +95,9 @@ class GANRecipe:
 GAN_RECIPES: dict[str, GANRecipe] = {"gan": GANRecipe()}
 
 
+_load_or_compute = partial(artifacts.load_or_compute, version=RECIPE_VERSION, folder="models")
+
+
 def train_or_load(
     name: str,
     recipe: Recipe | GANRecipe | None = None,
@@ -135,8 +139,7 @@ def train_or_load(
     checkpoint = artifacts.cache_folder() / "checkpoints" / f"{name}-{key[:16]}"
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        splits: tuple[datasets.Split, ...] = ("train", "validation", "test")
-        images = [datasets.load(chosen.dataset, s, digits=chosen.digits, download=download) for s in splits]
+        images = _loaded(chosen, "train", "validation", "test", download=download)
         how = images, pick_device(device), checkpoint, on_record
         model, codes, record = _train_gan(chosen, *how) if isinstance(chosen, GANRecipe) else _train_vae(chosen, *how)
         codes |= {"label": images[-1].label, "index": images[-1].index}
@@ -144,9 +147,7 @@ def train_or_load(
         tensors |= {f"codes.{key}": value for key, value in codes.items()}
         return tensors, {"n_parameters": model.n_parameters} | record
 
-    artifact = artifacts.load_or_compute(
-        name, chosen, compute, version=RECIPE_VERSION, folder="models", recompute=retrain
-    )
+    artifact = _load_or_compute(name, chosen, compute, recompute=retrain)
     if artifact.source == "computed":
         # Not before: until the result is on disk, the checkpoint is all that a full disk or a kill leaves.
         artifacts.remove(checkpoint)
@@ -185,9 +186,7 @@ def fit_or_load_logistic_regression(
         images = {"train_accuracy": train, "test_accuracy": test}
         return dict(model.state_dict()), {name: model.accuracy(x.images, x.label) for name, x in images.items()}
 
-    return artifacts.load_or_compute(
-        "logistic_regression", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
-    )
+    return _load_or_compute("logistic_regression", settings, compute, recompute=refit)
 
 
 # c of the RBF networks that are shipped beside those of the models' own recipes, by k; of the published ones with the
@@ -225,9 +224,7 @@ def fit_or_load_rbf(
     settings = {"recipe": recipe, "networks": {str(k): c for k, c in BANDWIDTHS[name].items()}}
 
     def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        splits: tuple[datasets.Split, ...] = ("train", "validation")
-        loaded = [datasets.load(recipe.dataset, s, digits=recipe.digits, download=download) for s in splits]
-        images = images_of(recipe, loaded)
+        images = images_of(recipe, _loaded(recipe, "train", "validation", download=download))
         vae, tensors, evaluation = zoo.restore_vae(base).to(pick_device(device)), dict[str, Tensor](), {}
         for key, k, c in ((rbf_key(k, c), k, c) for k, bandwidths in BANDWIDTHS[name].items() for c in bandwidths):
             settings = replace(recipe.training, n_centres=k, bandwidth_factor=c)
@@ -237,18 +234,14 @@ def fit_or_load_rbf(
             tensors |= {f"{key}.{part}": value for part, value in net.items()}
         return tensors, {"evaluation": evaluation}
 
-    return artifacts.load_or_compute(
-        f"{name}-rbf", settings, compute, version=RECIPE_VERSION, folder="models", recompute=refit
-    )
+    return _load_or_compute(f"{name}-rbf", settings, compute, recompute=refit)
 
 
 def _recipes() -> dict[str, Recipe | GANRecipe]:
     return {**RECIPES, **PUBLISHED, **GAN_RECIPES, **TRAININGS}
 
 
-def _history(
-    phase: str, n_steps: int, records: Iterable[dict[str, float]], on_record: OnRecord | None
-) -> list[dict[str, float]]:
+def _history(phase: str, n_steps: int, records: Records, on_record: OnRecord | None) -> list[dict[str, float]]:
     """All records of a phase of training; each is told when it comes."""
     history = []
     for record in records:
@@ -263,6 +256,10 @@ Images = Sequence[datasets.ImageData]
 
 Trained = tuple[VAE | GAN, dict[str, Tensor], dict[str, Any]]
 """A model, the codes of the test images, and a record."""
+
+
+def _loaded(recipe: Recipe | GANRecipe, *splits: datasets.Split, download: bool) -> Images:
+    return [datasets.load(recipe.dataset, split, digits=recipe.digits, download=download) for split in splits]
 
 
 def images_of(recipe: Recipe, images: Images) -> Images:
@@ -326,9 +323,8 @@ def _train_gan(
     codes = invert(generator, test.images.to(device), progress=False)
     noise = torch.randn(4000, generator.latent_dim, generator=training.stream_of(settings.seed, -1))
     generated = torch.cat([generator(part.to(device)).cpu() for part in noise.split(500)])
-    classifier = zoo.restore_logistic_regression(
-        fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits)
-    )
+    fitted = fit_or_load_logistic_regression(dataset=recipe.dataset, digits=recipe.digits)
+    classifier = zoo.restore_logistic_regression(fitted)
     probability = classifier(generated)
     share = torch.bincount(probability.argmax(1), minlength=len(recipe.digits)).double() / len(generated)
     evaluation = {

@@ -179,9 +179,7 @@ class CubicBSpline:
 
     def __init__(self, control_points: Tensor, knots: Tensor | None = None) -> None:
         if not isinstance(control_points, Tensor) or control_points.ndim < 2 or not control_points.is_floating_point():
-            raise ValueError(
-                f"expected floating-point control points (..., n_control, d), got {_describe(control_points)}"
-            )
+            raise ValueError(f"expected floating-point points (..., n_control, d), got {_describe(control_points)}")
         n_control = control_points.shape[-2]
         knots = uniform_knots(n_control) if knots is None else knots
         if len(_knots_key(knots)) != n_control + DEGREE + 1:

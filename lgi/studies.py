@@ -166,7 +166,7 @@ class Study:
         Parameters
         ----------
         path : path
-            Where, without suffix.
+            Where; ``.safetensors`` is appended where it is missing.
 
         Raises
         ------
@@ -175,7 +175,6 @@ class Study:
         lgi.artifacts.ArtifactError
             If the file cannot be written, or what is there is no study, or a damaged one.
         """
-        path = _without_suffix(path)
         if artifacts.exists(path):
             stored = load_study(path)
             _refuse(path, differences(stored.settings, self.settings))
@@ -503,7 +502,7 @@ def _settings_to_go_on(settings: dict[str, Any], folder: Path) -> dict[str, Any]
     return stored
 
 
-def _refuse(path: Path, found: Sequence[str]) -> None:
+def _refuse(path: str | Path, found: Sequence[str]) -> None:
     if found:
         raise ValueError(f"{path} holds another study: {'; '.join(found)}. Write elsewhere, or delete that study")
 
@@ -528,8 +527,8 @@ def load_study(path: str | Path) -> Study:
     lgi.artifacts.ArtifactError
         If a file is damaged, or holds other samples than its number says.
     """
-    path = Path(path)
-    files = _files(path) if path.is_dir() else [_without_suffix(path)]
+    path = Path(str(path).removesuffix(".safetensors"))
+    files = _files(path) if path.is_dir() else [path]
     if not files or not artifacts.exists(files[0]):
         raise ValueError(f"there is no study {'in ' * path.is_dir()}{path}")
     first, *chunks = [_part(file) for file in files]
@@ -548,11 +547,6 @@ def origin(folder: Path) -> tuple[dict[str, Any], float | None] | None:
     if not chunks:
         return ({}, None) if files else None
     return chunks[0].provenance, sum(chunk.record["seconds"] for chunk in chunks)
-
-
-def _without_suffix(path: str | Path) -> Path:
-    path = Path(path)
-    return path.with_suffix("") if path.suffix == ".safetensors" else path
 
 
 def merge_studies(studies: Sequence[Study | str | Path], *, folder: str | Path | None = None) -> Study:

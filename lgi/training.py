@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from lgi.models import GAN, VAE, ConstantStd, ImageGenerator, RBFPrecision
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
 RECIPE_VERSION = 1
+
+# Of a training: one a step or an epoch, with numbers by name.
+Records: TypeAlias = Iterator[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +207,7 @@ def evaluate(vae: VAE, images: Tensor, *, n_samples: int = 1) -> ElboTerms:
 
 def train_vae(
     vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings, *, checkpoint: Path | None = None
-) -> Iterator[dict[str, float]]:
+) -> Records:
     """Train a VAE, a Gaussian one with one constant standard deviation, in place; yields a record an epoch.
 
     Parameters
@@ -270,9 +273,7 @@ def train_vae(
 
 
 @torch.no_grad()
-def fit_rbf_precision(
-    vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings
-) -> Iterator[dict[str, float]]:
+def fit_rbf_precision(vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings) -> Records:
     r"""Give a trained VAE the standard deviation of an RBF precision network; yields a record a step.
 
     Codes z_n ~ q(z | x_n) and squared residuals r_n^2 = (x_n - mean(z_n))^2 are drawn once, each code with the residual
@@ -315,9 +316,7 @@ def fit_rbf_precision(
 
 
 @torch.no_grad()
-def fit_rbf_by_adam(
-    vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings
-) -> Iterator[dict[str, float]]:
+def fit_rbf_by_adam(vae: VAE, train: Tensor, held_out: Tensor, settings: TrainingSettings) -> Records:
     r"""Fit the RBF precision network as the paper's public code does, to own residuals; yields a record an epoch.
 
     As `fit_rbf_precision`, with other steps on the same likelihood (there named W, v, beta, zeta, r):
@@ -382,7 +381,7 @@ def _start_rbf(vae: VAE, train: Tensor, settings: TrainingSettings) -> tuple[Ten
 
 def train_gan(
     gan: GAN, train: Tensor, held_out: Tensor, settings: GANSettings, *, checkpoint: Path | None = None
-) -> Iterator[dict[str, float]]:
+) -> Records:
     r"""Train a GAN in place; yields a record an epoch.
 
     In turn, a step of the discriminator D and one of the generator g lower
@@ -631,14 +630,14 @@ class _Run:
         self, model: nn.Module, optimizers: Sequence[Adam], identity: Mapping[str, Any], checkpoint: Path | None
     ) -> None:
         self.parts: list[Any] = [model, *optimizers]
-        self.identity, self.checkpoint = identity, checkpoint
+        self.about: dict[str, Any] = {"name": "checkpoint", "settings": identity, "version": RECIPE_VERSION}
+        self.checkpoint = checkpoint
         self.history: list[dict[str, float]] = []
         if checkpoint is None:
             return
         remedy = "Move it away or else delete it: training then begins anew."
-        wanted: dict[str, Any] = {"name": "checkpoint", "settings": identity, "version": RECIPE_VERSION}
         try:
-            saved = artifacts.load(checkpoint, **wanted, remedy=remedy)
+            saved = artifacts.load(checkpoint, **self.about, remedy=remedy)
         except artifacts.ArtifactError:
             if artifacts.exists(checkpoint):
                 raise
@@ -655,19 +654,15 @@ class _Run:
     def keep(self, record: dict[str, float]) -> dict[str, float]:
         """Write the state after an epoch, with its record."""
         if not all(map(math.isfinite, record.values())):
-            settings = self.identity["settings"]
-            raise FloatingPointError(
-                f"training diverged in epoch {record['epoch']:g}; lower learning_rate ({settings})"
-            )
+            settings = self.about["settings"]["settings"]
+            raise FloatingPointError(f"training diverged in epoch {record['epoch']:g}; lower learning_rate: {settings}")
         self.history.append(record)
         if self.checkpoint is not None:
             content = io.BytesIO()
             torch.save([part.state_dict() for part in self.parts], content)
             states = {"states": np.frombuffer(content.getbuffer(), np.uint8)}
             kept = {"history": self.history, "format": _CHECKPOINT_FORMAT}
-            artifacts.save(
-                self.checkpoint, states, kept, name="checkpoint", settings=self.identity, version=RECIPE_VERSION
-            )
+            artifacts.save(self.checkpoint, states, kept, **self.about)
         return record
 
 

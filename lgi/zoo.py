@@ -110,10 +110,8 @@ def load_model(
     """
     if name not in MODELS:
         raise ValueError(f"there is no shipped model named {name!r}; there are {', '.join(MODELS)}")
-    of_vaes = std, bandwidth, n_centres
-    if (of_vaes != (None, None, None) and name not in (*VAES, "published")) or (
-        output is not None and name != "logistic_regression"
-    ):
+    of_vaes, is_vae = (std, bandwidth, n_centres), name in (*VAES, "published")
+    if (of_vaes != (None, None, None) and not is_vae) or (output is not None and name != "logistic_regression"):
         raise ValueError(
             "std, bandwidth and n_centres are options of the VAEs, output one of the logistic regression; "
             "the GAN has no options"
@@ -155,9 +153,7 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     """
     found = re.fullmatch(r"(\w+?)(-t(?P<seed>\d+))?(-k(?P<k>\d+))?(-c(?P<c>[\d.]+))?(?P<constant>-constant)?", text)
     if found is None:
-        raise ValueError(
-            f"expected a model's name and any of -t<seed>, -k<centres>, -c<bandwidth>, -constant: got {text!r}"
-        )
+        raise ValueError(f"expected a model and any of -t<seed>, -k<centres>, -c<bandwidth>, -constant: got {text!r}")
     seed, k, c, constant = found.group("seed", "k", "c", "constant")
     options = {"seed": seed and int(seed), "n_centres": k and int(k), "bandwidth": c and float(c)}
     options |= {"std": "constant" if constant else None}

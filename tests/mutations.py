@@ -3,12 +3,10 @@
 Each fault of tests/faults.py is made in a copy of the working tree, by itself, and the tests that ought to notice it
 run there. A fault counts as caught if one of these tests runs and fails; a fault that only keeps code from being
 imported shows nothing, and is reported as broken. The exit status is 0 when all are caught, 1 when one is not, and 2
-when nothing is shown: the copy fails without a fault, or another `lgi` than the copy's would be tested.
+when nothing is shown, because the copy fails without a fault.
 """
 
 import argparse
-import importlib
-import multiprocessing
 import os
 import re
 import shutil
@@ -17,24 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from xml.etree import ElementTree
 
 from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Imported once, and then there in every child: that takes longer than most of the tests.
-_IMPORTS = (
-    *("torch", "torch.func", "torchvision.datasets", "torchvision.models", "numpy", "pandas", "matplotlib.pyplot"),
-    *("scipy.integrate", "scipy.interpolate", "scipy.sparse.csgraph", "scipy.stats", "sklearn.cluster", "seaborn"),
-    *("sklearn.datasets", "sklearn.linear_model", "sklearn.model_selection", "sklearn.neighbors", "pytest"),
-    "hypothesis.strategies",
-)
-_FOREIGN = 99
 _SECONDS = 600
 # What says that the fault is no working program, and nothing about the tests.
 _NO_PROGRAM = re.compile(r"(NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError)\b")
@@ -72,111 +62,68 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-# --- running tests ---------------------------------------------------------------------------------------------------
-
-
-def _child(copy: Path, folder: Path, arguments: Sequence[str]) -> None:
-    """Run pytest in a copy, in a forked process that has imported everything but `lgi`."""
-    with (folder / "output").open("wb") as output:
-        for descriptor in (1, 2):
-            os.dup2(output.fileno(), descriptor)
-    os.chdir(copy)
-    # Not the tree of this script, neither by an editable install nor by its own folder.
-    sys.path[:] = [str(copy), *(entry for entry in sys.path if Path(entry).resolve() not in (ROOT, ROOT / "tests"))]
-    # For processes that tests start.
-    os.environ["PYTHONPATH"] = str(copy)
-    # A fault of the same size in the same second would not be noticed by the cache of compiled files.
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True
-    import pytest
-
-    import lgi
-
-    if not Path(lgi.__file__).resolve().is_relative_to(copy):
-        print(f"would test {lgi.__file__}, not the copy in {copy}", file=sys.stderr)
-        sys.exit(_FOREIGN)
-    # Only this plugin, as the others take long to import; and assertions are not rewritten, for which it is too late.
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+def run(copy: Path, tests: Sequence[str], *options: str) -> Outcome:
+    """Outcome of tests in a copy, with the `lgi` of the copy, because that lies in the current directory."""
+    begin, report = time.monotonic(), copy / "report.xml"
+    report.unlink(missing_ok=True)
+    # A fault of the same size may be written in the same second as the text before it: no bytecode is kept.
+    own = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     always = ["-q", "-p", "hypothesispytest", "--hypothesis-seed=0", "-p", "no:cacheprovider", "--assert=plain"]
-    sys.exit(pytest.main([*always, *arguments]))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Tests that are being run in a copy."""
-
-    process: BaseProcess
-    copy: Path
-    folder: Path
-    begin: float
-
-    @classmethod
-    def start(cls, copy: Path, tests: Sequence[str], *options: str) -> "_Run":
-        folder = Path(tempfile.mkdtemp(dir=copy.parent))
-        arguments = [*options, f"--junit-xml={folder / 'report.xml'}", *(f"tests/{test}" for test in tests)]
-        process = multiprocessing.get_context("fork").Process(target=_child, args=(copy, folder, arguments))
-        process.start()
-        return cls(process, copy, folder, time.monotonic())
-
-    def overdue(self) -> bool:
-        return time.monotonic() - self.begin > _SECONDS
-
-    def outcome(self) -> Outcome:
-        """Wait for the end; "survived" if all tests have passed."""
-        self.process.join(max(0, _SECONDS - (time.monotonic() - self.begin)))
-        seconds = time.monotonic() - self.begin
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-            return Outcome("timed out", f"after {_SECONDS} s", seconds)
-        said = (self.folder / "output").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = said[-1] if said else "nothing was said"
-        if self.process.exitcode == _FOREIGN:
-            raise Refusal(last)
-        report = self.folder / "report.xml"
-        cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-        # Failures only: what breaks in collection or in a fixture is an error.
-        failed = {case.get("name", ""): found.get("message", "") for case in cases for found in case.findall("failure")}
-        shown = [name for name, message in failed.items() if not _NO_PROGRAM.match(message)]
-        if shown:
-            return Outcome("caught", shown[0], seconds)
-        passed = sum(len(case) == 0 for case in cases)
-        if self.process.exitcode or not passed:
-            return Outcome("broken", next(iter(failed.values()), last), seconds)
-        return Outcome("survived", f"{passed} passed", seconds)
+    command = [sys.executable, "-m", "pytest", *always, *options, f"--junit-xml={report}"]
+    command += [f"tests/{test}" for test in tests]
+    with (copy / "output").open("w+", encoding="utf-8", errors="replace") as output:
+        both = {"stdout": output, "stderr": subprocess.STDOUT}
+        try:
+            status = subprocess.run(
+                command, cwd=copy, env=os.environ | own, timeout=_SECONDS, check=False, **both
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return Outcome("timed out", f"after {_SECONDS} s", _SECONDS)
+        output.seek(0)
+        said = output.read().strip().splitlines() or ["nothing was said"]
+    seconds = time.monotonic() - begin
+    cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
+    # Failures only: what breaks in collection or in a fixture is an error.
+    failed = {case.get("name", ""): found.get("message", "") for case in cases for found in case.findall("failure")}
+    shown = [name for name, message in failed.items() if not _NO_PROGRAM.match(message)]
+    if shown:
+        return Outcome("caught", shown[0], seconds)
+    passed = sum(len(case) == 0 for case in cases)
+    if status or not passed:
+        return Outcome("broken", next(iter(failed.values()), said[-1]), seconds)
+    return Outcome("survived", f"{passed} passed", seconds)
 
 
 def judge(faults: Sequence[Fault], n_jobs: int = 1) -> Iterator[tuple[Fault, Outcome]]:
-    """Faults with their outcomes, as they come; first of all, the tests must pass without a fault.
+    """Faults with their outcomes, in their order; first of all, the tests must pass without a fault.
 
     Raises
     ------
     Refusal
-        If they do not, a fault does not fit its file, or another `lgi` than the copy's would be tested.
+        If they do not, or a fault does not fit its file.
     """
     with tempfile.TemporaryDirectory(prefix="lgi-mutations-") as folder:
-        copies = [copy_tree(Path(folder).resolve() / f"{i}") for i in range(n_jobs)]
-        plain = copies[0]
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for i in range(n_jobs):
+            copies.put(plain := copy_tree(Path(folder).resolve() / f"{i}"))
         for fault in faults:
             mutated(fault, (plain / fault.file).read_text(encoding="utf-8"))
-        found = _Run.start(plain, sorted({test for fault in faults for test in fault.tests})).outcome()
+        found = run(plain, sorted({test for fault in faults for test in fault.tests}))
         if found.word != "survived":
             raise Refusal(f"without a fault, the tests do not pass: {found.word}, {found.detail}")
         print(f"without a fault: {found.detail}, {found.seconds:.0f} s", flush=True)
-        waiting, running = list(reversed(faults)), {}
-        while waiting or running:
-            while waiting and copies:
-                fault, copy = waiting.pop(), copies.pop()
-                text = (copy / fault.file).read_text(encoding="utf-8")
-                (copy / fault.file).write_text(mutated(fault, text), encoding="utf-8")
-                running[fault.name] = fault, text, _Run.start(copy, fault.tests, "-x")
-            wait([run.process.sentinel for _, _, run in running.values()], timeout=1)
-            for fault, text, run in list(running.values()):
-                if not run.process.is_alive() or run.overdue():
-                    yield fault, run.outcome()
-                    (run.copy / fault.file).write_text(text, encoding="utf-8")
-                    copies.append(run.copy)
-                    del running[fault.name]
+
+        def judged(fault: Fault) -> Outcome:
+            copy = copies.get()
+            text = (copy / fault.file).read_text(encoding="utf-8")
+            (copy / fault.file).write_text(mutated(fault, text), encoding="utf-8")
+            found = run(copy, fault.tests, "-x")
+            (copy / fault.file).write_text(text, encoding="utf-8")
+            copies.put(copy)
+            return found
+
+        with ThreadPoolExecutor(n_jobs) as pool:
+            yield from zip(faults, pool.map(judged, faults), strict=True)
 
 
 def line(fault: Fault, found: Outcome) -> str:
@@ -202,8 +149,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     begin = time.monotonic()
     os.environ["OMP_NUM_THREADS"] = "1"
-    for module in _IMPORTS:
-        importlib.import_module(module)
     outcomes: dict[str, Outcome] = {}
     try:
         for fault, found in judge(faults, args.jobs):

@@ -31,7 +31,6 @@ class Tolerance(NamedTuple):
 # --- the results of the smoke run -------------------------------------------------------------------------------------
 
 _SOLVER = "lengths are searched for to a thousandth, on another processor along another way"
-_ONE_SAMPLE = "a single sample or pair may change sides"
 
 SMOKE = (
     Tolerance("01_*/n_parameters/*", 0.0, 0.0, "counted"),

@@ -154,7 +154,7 @@ def test_bad_comparisons():
         (r"start_b as codes .* as start_a, got .* \(5, 2\)", (metric, metric, start, end, start[:5], end[:5])),
         ("start_a as codes", (metric, metric, start[0], end[0], start[0], end[0])),
         ("got a list", (metric, metric, start, end, start, end.tolist())),
-        (r"model b: expected start and end of one shape", (metric, metric, start, end, start, end[:, :1])),
+        (r"model b: expected points end", (metric, metric, start, end, start, end[:, :1])),
         ("threshold", (metric, metric, start, end, start, end, -0.1)),
     ):
         with pytest.raises(ValueError, match=message):

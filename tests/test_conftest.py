@@ -1,16 +1,15 @@
 """What conftest.py promises: a file that leaves something behind fails, and every test draws the same."""
 
 import os
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 TESTS = Path(__file__).resolve().parent
 # They share one run of pytest, over a file for each leak.
+pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
 
 BEGIN = """\
@@ -22,7 +21,7 @@ LEAKING = """
 def leak():
     {}
 
-def test_that_passes(leak):
+def test_{}(leak):
     pass
 """
 # What such a file does, and what it is then said to leave behind; nothing that disturbs the files after it.
@@ -79,41 +78,24 @@ def test_every_test_draws_the_same(time):
 """
 
 
-@pytest.fixture(scope="module")
-def errors(tmp_path_factory):
-    """What pytest says about each of these files, run one after the other in one process: "" for one that passes."""
-    folder = tmp_path_factory.mktemp("files")
-    shutil.copy(TESTS / "conftest.py", folder)
-    for name, (line, _) in LEAKS.items():
-        (folder / f"test_{name}.py").write_text(BEGIN + LEAKING.format(line))
-    (folder / "test_at_import.py").write_text(BEGIN + "torch.set_num_threads(3)\n\ndef test_that_passes(): pass\n")
-    for name in ("a_clean", "z_clean"):
-        (folder / f"test_{name}.py").write_text(BEGIN + CLEAN)
-    command = [sys.executable, "-m", "pytest", "-c", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(folder)]
-    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={folder / 'report.xml'}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_ALL", "PYTEST_"))}
-    environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    found = {}
-    for case in ElementTree.parse(folder / "report.xml").iter("testcase"):
-        assert case.find("failure") is None, done.stdout
-        file = (case.get("classname") or case.get("name")).rpartition(".")[2]
-        found[file] = found.get(file, "") + "".join(error.text or "" for error in case.iter("error"))
-    return found
-
-
-@pytest.mark.parametrize("name", LEAKS)
-def test_what_a_file_leaves_behind_is_named(errors, name):
-    (line,) = [line.strip() for line in errors[f"test_{name}"].splitlines() if " -> " in line]
-    assert line.startswith(f"{LEAKS[name][1]}: ")
-    assert "Put it back" in errors[f"test_{name}"]
-
-
-def test_what_an_import_leaves_behind_is_named(errors):
+def test_what_a_file_leaves_behind_is_named(pytester, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in [name for name in os.environ if name.startswith(("LC_ALL", "PYTEST_"))]:
+        monkeypatch.delenv(name)
+    shutil.copy(TESTS / "conftest.py", pytester.path)
+    files = {f"test_{name}": BEGIN + LEAKING.format(line, name) for name, (line, _) in LEAKS.items()}
+    files |= {"test_at_import": BEGIN + "torch.set_num_threads(3)\n\ndef test_that_passes(): pass\n"}
+    pytester.makepyfile(**files, test_a_clean=BEGIN + CLEAN, test_z_clean=BEGIN + CLEAN)
+    options = ("-c", TESTS.parent / "pyproject.toml", "--rootdir", pytester.path, "--continue-on-collection-errors")
+    result = pytester.runpytest_subprocess(*options, "-p", "no:cacheprovider", pytester.path)
+    result.assert_outcomes(passed=len(LEAKS) + 12, errors=len(LEAKS) + 1)
+    said = re.findall(
+        r"_ ERROR (?:at teardown of|collecting) (\w+)\W.*?\n(.*?)(?=\n_+ ERROR|\n=+ )", str(result.stdout), re.DOTALL
+    )
+    errors = dict(said)
+    for name, (_, expected) in LEAKS.items():
+        (line,) = [line.strip() for line in errors[f"test_{name}"].splitlines() if " -> " in line]
+        assert line.startswith(f"{expected}: ")
+        assert "Put it back" in errors[f"test_{name}"]
     assert "torch: threads: 1 -> 3" in errors["test_at_import"]
-
-
-def test_a_file_that_puts_everything_back_passes_whatever_others_left(errors):
-    assert (errors["test_a_clean"], errors["test_z_clean"]) == ("", "")
-    assert len(errors) == len(LEAKS) + 3
+    assert len(errors) == len(LEAKS) + 1

@@ -2,14 +2,17 @@
 
 import hashlib
 import math
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+from test_artifacts import damages
 
 from lgi import artifacts, features
 from lgi.features import LogisticRegression, VGG19Features
@@ -308,6 +311,20 @@ class TestVGG19Features:
         # By its path a file is taken as it is, as long as there are numbers in it.
         if "NaN" not in message:
             VGG19Features(layer, weights=path)
+
+    @pytest.mark.needs_vgg
+    @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(damage=damages())
+    def test_damage_anywhere_never_changes_the_features(self, tmp_path, damage):
+        file = tmp_path / "vgg19" / "vgg19.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(features._imagenet_file(download=False).read_bytes())
+        whole = VGG19Features("relu2_2").digest
+        damage(file)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(artifacts, "raw_data_folders", lambda: [tmp_path])
+            with suppress(ValueError):
+                assert VGG19Features("relu2_2").digest == whole
 
     def test_layers_without_a_known_digest_are_torchvisions_by_the_name_of_its_file(self, tmp_path, monkeypatch):
         monkeypatch.setattr(artifacts, "raw_data_folders", lambda: [])

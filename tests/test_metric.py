@@ -184,7 +184,7 @@ def test_estimated_diagonal_is_unbiased_and_of_the_stated_error() -> None:
 @pytest.mark.parametrize("equation", ["eq1", "eq2", "eq3", "sampled", "sampled_affine_first"])
 def test_embedding_and_its_columns(equation: str) -> None:
     metric, z = metrics()[equation], randn(3, 4, 2)
-    assert metric.has_embedding(z)
+    assert metric.split(z)[1] is None
     value, columns = metric.linearise(z)
     assert value.shape == (*z.shape[:-1], columns.shape[-1])
     assert torch.equal(metric.embed(z), value)
@@ -196,8 +196,8 @@ def test_embedding_and_its_columns(equation: str) -> None:
 
 def test_eq4_has_no_embedding() -> None:
     metric, z = metrics()["eq4"], randn(3, 2)
-    assert not metric.has_embedding(randn(0, 2))
-    assert not metric.has_embedding(z)
+    assert metric.split(randn(0, 2))[1] is not None
+    assert metric.split(z)[1] is not None
     for method in (metric.embed, metric.linearise):
         with pytest.raises(TypeError, match="no embedding"):
             method(z)
@@ -319,7 +319,7 @@ def test_expanded_points(metric: PullbackMetric) -> None:
     z = randn(1, 2).expand(5, 2)
     for method in (metric.tensor, metric.log_volume, metric.log_condition, lambda z: metric.eigh(z)[0]):
         assert torch.equal(method(z), method(z.clone()))
-    if metric.has_embedding(z):
+    if metric.split(z)[1] is None:
         assert torch.equal(metric.embed(z), metric.embed(z.clone()))
         assert all(torch.equal(a, b) for a, b in zip(metric.linearise(z), metric.linearise(z.clone()), strict=True))
 
@@ -437,7 +437,7 @@ def test_explicit_metric_is_the_function() -> None:
     _, gradient, _ = metric.squared_speed_and_gradient(z, v)
     expected = -2 * v.square().sum(-1) / z[..., 1] ** 3
     assert deviation(gradient[..., 1], expected) <= 1e-10
-    assert not metric.has_embedding(z)
+    assert metric.split(z)[1] is not None
 
 
 def test_conformal_metric_scales() -> None:
@@ -448,7 +448,7 @@ def test_conformal_metric_scales() -> None:
     assert deviation(metric.tensor(z), reference.tensor(z)) <= 1e-12
     for a, b in zip(metric.squared_speed_and_gradient(z, v), reference.squared_speed_and_gradient(z, v), strict=True):
         assert deviation(a, b) <= 1e-12
-    assert not metric.has_embedding(z)
+    assert metric.split(z)[1] is not None
 
 
 @pytest.mark.parametrize("equation", ["eq1", "eq4"])
@@ -458,8 +458,8 @@ def test_sum_of_metrics(equation: str) -> None:
     z, v = randn(2, 5, 2), randn(2, 5, 2, seed=1)
     assert torch.allclose(total.tensor(z), first.tensor(z) + second.tensor(z), rtol=1e-14)
     assert torch.allclose(total.squared_speed(z, v), first.squared_speed(z, v) + second.squared_speed(z, v), rtol=1e-14)
-    assert total.has_embedding(z) == (equation == "eq1")
-    if total.has_embedding(z):
+    assert (total.split(z)[1] is None) == (equation == "eq1")
+    if total.split(z)[1] is None:
         value, columns = total.linearise(z)
         assert torch.equal(value, total.embed(z))
         assert deviation(columns @ columns.mT, total.tensor(z)) <= 1e-12

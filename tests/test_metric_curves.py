@@ -184,7 +184,7 @@ def test_spherical_interpolation(dtype: torch.dtype) -> None:
     for ends in ((start, 0 * start), (0 * start, start), (0 * start, 0 * start)):
         with pytest.raises(ValueError, match="origin"):
             slerp(*ends)
-    with pytest.raises(ValueError, match=r"of one shape and dtype, got .* \(3, 4, 5\).* \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"of one shape, dtype and device, got .* \(3, 4, 5\).* \(4, 5\)"):
         slerp(start, end[0])
 
 

@@ -132,7 +132,7 @@ def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
 
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \(3, 5\)"):
         PullbackMetric(Model(2, 4)).tensor(torch.zeros(3, 5))
-    for first in (PullbackMetric.tensor, PullbackMetric.has_embedding):
+    for first in (PullbackMetric.tensor, PullbackMetric.split):
         metric = PullbackMetric(nn.Linear(2, 8))
         around = ConformalMetric(metric, lambda z: torch.ones(len(z)))
         with pytest.raises(ValueError, match=r"failed on torch.float32 of shape \(1, 5\).*check the last dimension"):
@@ -140,7 +140,7 @@ def test_latent_dimension_is_learnt_from_generator_or_points() -> None:
         assert metric.latent_dim is None
         first(metric, Z)
         assert metric.latent_dim == 2
-        for method in (metric.tensor, metric.has_embedding, around.tensor):
+        for method in (metric.tensor, metric.split, around.tensor):
             with pytest.raises(ValueError, match=r"\(\.\.\., 2\), got shape \([13], 5\)"):
                 method(torch.zeros(3, 5))
 

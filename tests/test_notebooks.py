@@ -278,13 +278,6 @@ def good():
     return new_notebook(cells=cells, metadata=metadata)
 
 
-def set_parameters(source):
-    def change(notebook):
-        notebook.cells[1].source = source
-
-    return change
-
-
 def set_cell(index, **fields):
     return lambda notebook: notebook.cells[index].update(fields)
 
@@ -326,17 +319,20 @@ BAD = [
     (has_parameters_that_papermill_reads, set_cell(1, metadata=nbformat.from_dict({}))),
     (has_parameters_that_papermill_reads, set_cell(17, metadata=nbformat.from_dict({"tags": ["parameters"]}))),
     (has_parameters_that_papermill_reads, lambda notebook: notebook.cells.insert(1, new_code_cell("import os"))),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed = 0  # of the draws")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 0")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 2 * 3  # of the draws")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int | None = 0  # of the draws")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 0  # of the draws, default=0")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: int = 0.5  # of the draws")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + '\nmark: str = "a  # b"  # of the lines')),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\nseed: Seed = 0  # of the draws")),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"default"', '"mine"'))),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS.replace('"auto"', '"cuda"'))),
-    (has_parameters_that_papermill_reads, set_parameters(PARAMETERS + "\np: int = 0  # help" * 10)),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\nseed = 0  # of the draws")),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\nseed: int = 0")),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\nseed: int = 2 * 3  # of the draws")),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\nseed: int | None = 0  # of the draws")),
+    (
+        has_parameters_that_papermill_reads,
+        set_cell(1, source=PARAMETERS + "\nseed: int = 0  # of the draws, default=0"),
+    ),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\nseed: int = 0.5  # of the draws")),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + '\nmark: str = "a  # b"  # of the lines')),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\nseed: Seed = 0  # of the draws")),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS.replace('"default"', '"mine"'))),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS.replace('"auto"', '"cuda"'))),
+    (has_parameters_that_papermill_reads, set_cell(1, source=PARAMETERS + "\np: int = 0  # help" * 10)),
     (has_the_size_of_a_chapter, lambda notebook: notebook.cells.__delitem__(slice(2, 4))),
     (has_the_size_of_a_chapter, lambda notebook: notebook.cells.extend(16 * [new_markdown_cell("more")])),
     (has_short_code_cells, set_cell(16, source="x = 3\n" * 26)),

@@ -132,7 +132,7 @@ def test_bad_curves():
         certify(lambda z: z, equator(1.0))
     with pytest.raises(TypeError, match=r"points \(\.\.\., n, d\), got a list"):
         certify(sphere(), [[0.0, 1.0]])
-    with pytest.raises(ValueError, match=r"points \(\.\.\., 2\)"):
+    with pytest.raises(ValueError, match=r"points of the curve \(\.\.\., 2\)"):
         certify(sphere(), torch.zeros(5, 3, dtype=F64))
     with pytest.raises(ValueError, match="at least 4"):
         certify(sphere(), equator(1.0), n_control=3)

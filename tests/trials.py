@@ -1,4 +1,4 @@
-"""Kills, full disks, damage and races, made for real: ``python tests/trials.py [--only NAME] [-n N] [--seed S]``.
+"""Kills, full disks and races, made for real: ``python tests/trials.py [--only NAME] [-n N] [--seed S]``.
 
 A trial does something to files or processes, each time something else, and asserts what must happen: nothing that was
 finished is lost, nothing foreign is taken for ours, and the same call ends as if nothing had been. The end is a table
@@ -31,7 +31,6 @@ from pathlib import Path
 
 import nbformat
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +40,6 @@ if (notebooks := str(HERE.parent / "notebooks")) not in sys.path:
 import reproduce  # noqa: E402
 
 from lgi import PullbackMetric, SolverSettings, algorithm1, artifacts, recipes, worst_case_improvement  # noqa: E402
-from lgi.features import VGG19Features  # noqa: E402
 from lgi.models import Architecture  # noqa: E402
 from lgi.studies import UncertifiedWarning, load_study  # noqa: E402
 from lgi.training import TrainingSettings  # noqa: E402
@@ -338,35 +336,7 @@ def two_writers(folder, draw):
         yield "race"
 
 
-def vgg_damaged(folder, draw):
-    """A bit of VGG-19's trained weights flipped, or one of them not finite: refused, or not in what was asked for."""
-    found = [file for where in artifacts.raw_data_folders() for file in (where / "vgg19").glob("*.safetensors")]
-    if not found:
-        raise NotAllowed("no weights of VGG-19 here (LGI_DATA)")
-    content, whole = found[0].read_bytes(), VGG19Features("relu2_2").digest
-    header = 8 + int.from_bytes(content[:8], "little")
-    (folder / "vgg19").mkdir()
-    file = folder / "vgg19" / "vgg19.safetensors"
-    artifacts.raw_data_folders = lambda: [folder]
-    while True:
-        if kind := draw.randrange(4):
-            place = draw.randrange(header if kind == 1 else len(content))
-            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :])
-        else:
-            state = load_file(found[0])
-            flat = state[draw.choice([*state])].view(-1)
-            flat[draw.randrange(len(flat))] = draw.choice([float("nan"), float("inf"), 0.0])
-            save_file(state, file)
-        try:
-            assert VGG19Features("relu2_2").digest == whole
-            yield "in another layer"
-        except ValueError:
-            yield "refused"
-
-
-TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
-    trial.__name__: trial for trial in (two_writers, vgg_damaged)
-}
+TRIALS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {"two_writers": two_writers}
 TRIALS |= {
     f"{name}_{disturbed.__name__}": partial(disturbed, PROGRAMS[name])
     for disturbed, names in (

@@ -37,7 +37,7 @@ class Metric(ABC):
     def _squared_speed(self, z: Tensor, v: Tensor) -> Tensor:
         """``v^T M(z) v`` (n,) for one chunk (n, d)."""
 
-    def _linearise(self, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def _linearise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``h(z)`` (n, m) and the columns of ``J_h`` (n, d, m) for one chunk (n, d)."""
         raise TypeError(f"{self!r} is not the pull-back of a map: it has no embedding; use its tensor and speed")
 
@@ -49,7 +49,7 @@ class Metric(ABC):
         """``M(z)`` in float64 (n, d, d), from which eigenvalues are taken."""
         return self._tensor(z).double()
 
-    def _prepare(self, z: Tensor) -> int:  # noqa: ARG002
+    def _prepare(self, z: Tensor) -> int:
         """Look at the first point of a call, (1, d); return how many points to process at a time."""
         # Of a function that gives the tensor itself, d x d values a point; a pull-back has reason to ask for fewer.
         return 1 << 16
@@ -69,17 +69,7 @@ class Metric(ABC):
         check_points(z, self.latent_dim)
         return semidefinite(self._evaluate(function, z, n_tangents=z.shape[-1]), z)
 
-    def has_embedding(self, z: Tensor) -> bool:
-        """Whether :meth:`embed` and :meth:`linearise` work: the metric is the pull-back of a map.
-
-        Parameters
-        ----------
-        z : Tensor, shape (..., d)
-            Any point: a generator shows only when called whether it is stochastic.
-        """
-        return self.split(z)[1] is None
-
-    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:  # noqa: ARG002
+    def split(self, z: Tensor) -> tuple[Metric | None, Metric | None]:
         """The metric as a sum of the pull-back of a map and of what is left.
 
         The length of a curve is at least that of its image under the map, whatever the nodes at which the speed is
@@ -240,7 +230,7 @@ class Metric(ABC):
         Raises
         ------
         TypeError
-            If there is no such map (see :meth:`has_embedding`).
+            If there is no such map (see :meth:`split`).
         ValueError
             If ``z`` does not fit the latent space.
         """
@@ -265,7 +255,7 @@ class Metric(ABC):
         Raises
         ------
         TypeError
-            If there is no such map (see :meth:`has_embedding`).
+            If there is no such map (see :meth:`split`).
         ValueError
             If ``z`` does not fit the latent space.
         """

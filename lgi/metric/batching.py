@@ -80,13 +80,24 @@ def first_point(z: Tensor) -> Tensor:
     return z.reshape(-1, z.shape[-1])[:1] if z.shape[:-1].numel() else z.new_zeros(1, z.shape[-1])
 
 
-def check_points(z: Tensor, d: int | None) -> None:
+def check_points(z: Tensor, d: int | None, name: str = "z") -> None:
     """Refuse what is not floating-point points (..., d); where the latent dimension is not known, any will do."""
     if not isinstance(z, Tensor) or not z.is_floating_point():
-        how = "z.float()" if isinstance(z, Tensor) else "torch.as_tensor(z, dtype=torch.float32)"
-        raise ValueError(f"expected floating-point points z (..., {d or 'd'}), got {describe(z)}: use {how}")
+        how = f"{name}.float()" if isinstance(z, Tensor) else f"torch.as_tensor({name}, dtype=torch.float32)"
+        raise ValueError(f"expected floating-point points {name} (..., {d or 'd'}), got {describe(z)}: use {how}")
     if z.ndim == 0 or z.shape[-1] != (d or z.shape[-1]):
-        raise ValueError(f"expected points z (..., {d or 'd'}), got shape {tuple(z.shape)}")
+        raise ValueError(f"expected points {name} (..., {d or 'd'}), got shape {tuple(z.shape)}")
+
+
+def check_ends(start: Tensor, end: Tensor, d: int | None = None) -> None:
+    """Refuse what are not end points (..., d) of one shape, dtype and device."""
+    check_points(start, d, "start")
+    check_points(end, d, "end")
+    if (start.shape, start.dtype, start.device) != (end.shape, end.dtype, end.device):
+        raise ValueError(
+            f"expected end points (..., d) of one shape, dtype and device, got {describe(start)} and {describe(end)}: "
+            "expand or convert one"
+        )
 
 
 def paired(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lgi.checks import describe
 from lgi.metric.base import Metric, check_metric, square_root
+from lgi.metric.batching import check_ends
 
 
 class Curve(Protocol):
@@ -117,11 +118,7 @@ class Slerp:
     """Spherical interpolation between points (..., d); made by :func:`slerp`."""
 
     def __init__(self, start: Tensor, end: Tensor) -> None:
-        if start.shape != end.shape or start.dtype != end.dtype or not start.is_floating_point() or start.ndim == 0:
-            raise ValueError(
-                "expected floating-point end points (..., d) of one shape and dtype, "
-                f"got {describe(start)} and {describe(end)}"
-            )
+        check_ends(start, end)
         self.start, self.end = start[..., None, :], end[..., None, :]
         self.dtype = start.dtype
         self.device = start.device
@@ -130,9 +127,7 @@ class Slerp:
         if bool((apart.square() + together.square() < 3).any()):  # 4 of two unit vectors
             raise ValueError("an end point is the origin, to which no direction leads: move it")
         if bool((opposite := together < torch.finfo(start.dtype).eps ** 0.5).any()):
-            raise ValueError(
-                f"{int(opposite.sum())} pairs are opposite, between which no arc is the shortest: move one"
-            )
+            raise ValueError(f"{int(opposite.sum())} pairs are opposite, between which no arc is shortest: move one")
         self.angle = 2 * torch.atan2(apart, together)
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -181,15 +176,21 @@ def slerp(start: Tensor, end: Tensor) -> Slerp:
     return Slerp(start, end)
 
 
-def _along(metric: Metric, curve: Curve | Tensor, n_t: int) -> tuple[Tensor, Tensor]:
-    """Squared speed (..., n_t) at the quadrature nodes, and the weights (n_t,)."""
-    check_metric(metric)
+def as_curve(curve: Curve | Tensor) -> Curve:
+    """The curve itself, or the path through points (..., n, d)."""
     curve = Polyline(curve) if isinstance(curve, Tensor) else curve
     if not callable(curve) or not hasattr(curve, "derivative"):
         raise TypeError(
             f"expected a curve, such as lgi.CubicBSpline, or a tensor of points (..., n, d), got {describe(curve)}: "
             "use torch.as_tensor for points"
         )
+    return curve
+
+
+def _along(metric: Metric, curve: Curve | Tensor, n_t: int) -> tuple[Tensor, Tensor]:
+    """Squared speed (..., n_t) at the quadrature nodes, and the weights (n_t,)."""
+    check_metric(metric)
+    curve = as_curve(curve)
     t, weights = _nodes(curve, n_t)
     return metric.squared_speed(curve(t), curve.derivative(t)), weights
 

@@ -182,9 +182,7 @@ class PullbackMetric(Metric):
         """
         at_least(2, n_replicates=n_replicates)
         if self.noise == "linearised":
-            raise ValueError(
-                'eq. 4 has no draws that could vary: how far it is from the expected metric tells noise="sampled"'
-            )
+            raise ValueError('eq. 4 has no draws: how far it is from the expected metric tells noise="sampled"')
         traces = []
         for seed in range(self.seed + 1, self.seed + 1 + n_replicates):
             other = copy(self)

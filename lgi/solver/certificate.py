@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lgi.metric import Curve, Metric
 from lgi.metric.base import check_metric
-from lgi.metric.lengths import Polyline
+from lgi.metric.batching import check_points
+from lgi.metric.lengths import as_curve
 from lgi.solver.energy import Basis, Energy, Sample, free
 from lgi.solver.grid import Grid, constant, interpolation
 from lgi.solver.products import Average, residual_by_products
@@ -133,15 +134,12 @@ def certify(
     gradients.
     """
     check_metric(metric)
-    path: Any = Polyline(curve) if isinstance(curve, Tensor) else curve
-    if not callable(path) or not hasattr(path, "derivative"):
-        raise TypeError(f"expected a curve or points (..., n, d), got a {type(curve).__name__}: use torch.as_tensor")
+    path: Any = as_curve(curve)
     with torch.inference_mode(False), torch.no_grad():
         dtype, device = (getattr(path, name, None) for name in ("dtype", "device"))
         ends = path(torch.tensor([0.0, 1.0], dtype=dtype or torch.get_default_dtype(), device=device)).detach()
         leading, d = ends.shape[:-2], ends.shape[-1]
-        if metric.latent_dim is not None and d != metric.latent_dim:
-            raise ValueError(f"expected points (..., {metric.latent_dim}) for {metric!r}, got {tuple(ends.shape)}")
+        check_points(ends, metric.latent_dim, "of the curve")
         spans = getattr(path, "knots", torch.empty(0)).unique().tolist()
         own = hasattr(path, "control_points") and n_control is None
         knots = path.knots if own else uniform_knots(_CONTROL if n_control is None else n_control)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lgi.metric import Curve, Metric
+from lgi.metric.batching import check_ends
 
 Array = npt.NDArray[np.float64]
 
@@ -197,11 +198,7 @@ def solve_geodesic_ode(
     """
     from scipy.integrate import solve_bvp
 
-    if start.shape != end.shape or start.ndim == 0 or not start.is_floating_point() or start.dtype != end.dtype:
-        raise ValueError(
-            f"expected floating-point start and end of one shape (..., d), got {start.dtype} {tuple(start.shape)} and "
-            f"{end.dtype} {tuple(end.shape)}"
-        )
+    check_ends(start, end, metric.latent_dim)
     d, shape = start.shape[-1], start.shape[:-1]
     first, last = (x.detach().reshape(-1, d).cpu().double().numpy() for x in (start, end))
     mesh = np.linspace(0, 1, n_nodes)
@@ -251,7 +248,7 @@ class _Counted:
         self.metric, self.like = metric, like
         self.n_points = 0
 
-    def system(self, t: Array | float, y: Array) -> Array:  # noqa: ARG002
+    def system(self, t: Array | float, y: Array) -> Array:
         """Right-hand side (2 d, n)."""
         d = len(y) // 2
         z, v = (torch.tensor(x.T.copy(), dtype=self.like.dtype, device=self.like.device) for x in (y[:d], y[d:]))

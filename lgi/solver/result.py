@@ -207,7 +207,7 @@ class ShortenResult:
         tensors = {name: getattr(self, name) for name in _COLUMNS}
         tensors |= {"control_points": self.curve.control_points, "knots": self.curve.knots}
         tensors |= {"energies": self.history.energy, "lengths": self.history.length}
-        artifacts.save(_without_suffix(path), tensors, {}, name="shorten", settings={}, version=3)
+        artifacts.save(path, tensors, {}, name="shorten", settings={}, version=3)
 
     @property
     def message(self) -> np.ndarray[Any, np.dtype[np.str_]]:
@@ -216,10 +216,6 @@ class ShortenResult:
 
 
 _COLUMNS = tuple(each.name for each in fields(ShortenResult) if each.name not in ("curve", "history", "metric"))
-
-
-def _without_suffix(path: str | Path) -> Path:
-    return Path(str(path).removesuffix(".safetensors"))
 
 
 def load_result(path: str | Path, metric: Metric | None = None) -> ShortenResult:
@@ -242,7 +238,7 @@ def load_result(path: str | Path, metric: Metric | None = None) -> ShortenResult
     lgi.artifacts.ArtifactError
         If there is no such file, or it is damaged.
     """
-    tensors = artifacts.load(_without_suffix(path), name="shorten", version=3).tensors
+    tensors = artifacts.load(path, name="shorten", version=3).tensors
     return ShortenResult(
         curve=CubicBSpline(tensors.pop("control_points"), tensors.pop("knots")),
         history=ShortenHistory(energy=tensors.pop("energies"), length=tensors.pop("lengths")),

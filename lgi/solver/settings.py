@@ -77,7 +77,4 @@ class SolverSettings:
         at_least(1, n_starts=self.n_starts, n_neighbours=self.n_neighbours, chunk_size=self.chunk_size)
         at_least(0, n_iterations=self.n_iterations)
         if not (self.tolerance > 0 and self.length_tolerance > 0):
-            raise ValueError(
-                f"expected positive tolerances, got tolerance {self.tolerance} and length_tolerance "
-                f"{self.length_tolerance}"
-            )
+            raise ValueError(f"expected positive tolerances, got {self.tolerance} and {self.length_tolerance}")

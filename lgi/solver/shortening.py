@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lgi.checks import describe
 from lgi.metric import Metric
 from lgi.metric.base import check_metric
+from lgi.metric.batching import check_ends
 from lgi.progress import progress_bar
 from lgi.solver.energy import Energy
 from lgi.solver.methods import METHODS, chosen
@@ -111,19 +111,10 @@ def _chunk_size(device: torch.device, n_values: int) -> int:
 
 def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings, points: Tensor | None) -> None:
     check_metric(metric)
+    check_ends(start, end, metric.latent_dim)
     for name, x in (("start", start), ("end", end)):
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
-            raise ValueError(f"expected {name} as floating-point points (..., d), got {describe(x)}: use .float()")
         if not bool(x.isfinite().all()):
             raise ValueError(f"{name} has {int((~x.isfinite()).any(-1).sum())} points that are NaN or infinite")
-    if start.shape != end.shape:
-        raise ValueError(
-            f"expected start and end of one shape (..., d), got {tuple(start.shape)} and {tuple(end.shape)}: expand one"
-        )
-    if start.dtype != end.dtype or start.device != end.device:
-        raise ValueError(f"start is {start.dtype} on {start.device}, end is {end.dtype} on {end.device}: convert one")
-    if metric.latent_dim is not None and start.shape[-1] != metric.latent_dim:
-        raise ValueError(f"expected points (..., {metric.latent_dim}) for {metric!r}, got {tuple(start.shape)}")
     if (points is None) == (settings.starts == "graph"):
         raise ValueError('points are needed for starts="graph", and only there')
 

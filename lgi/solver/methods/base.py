@@ -92,7 +92,6 @@ class Method(Steps):
     @staticmethod
     def n_values(d: int, n_free: int, n_nodes: int) -> int:
         """Numbers kept of a curve in d dimensions with so many free control points and nodes."""
-        del n_nodes
         return 20 * n_free * d
 
     @abstractmethod
@@ -122,15 +121,12 @@ class Method(Steps):
 
     def convex(self, chosen: Tensor, least: float) -> Tensor:
         """Which curves (l,) are known to have no relative second derivative (`certify`) below ``least``."""
-        del least
         return torch.zeros_like(chosen, dtype=torch.bool)
 
     def last_step(self, stage: Stage) -> tuple[Tensor, Tensor] | None:
         """Which curves (l,) take one more step (l, f), at which nothing but a finer grid will look."""
-        del stage
         return None
 
     def corrections(self, chosen: Tensor) -> tuple[Steps, Norm] | None:
         """Steps of some of the curves on the measuring grid, if there are any, and the norm in which they are small."""
-        del chosen
         return None
