@@ -126,6 +126,9 @@ def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings,
         raise ValueError(f"expected points (..., {metric.latent_dim}) for {metric!r}, got {tuple(start.shape)}")
     if (points is None) == (settings.starts == "graph"):
         raise ValueError('points are needed for starts="graph", and only there')
+    d = start.shape[-1]
+    if points is not None and not (points.shape[1:] == (d,) and len(points) > 1 and bool(points.isfinite().all())):
+        raise ValueError(f"expected two or more finite points (n, {d}) of a graph, got {describe(points)}")
 
 
 def _shorten_chunk(
