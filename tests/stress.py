@@ -356,6 +356,10 @@ def hills(z: Tensor) -> Tensor:
     return torch.cat([z, torch.stack([torch.sin(2 * x) * torch.cos(y), torch.cos(x + y**2) / 2], 1)], 1)
 
 
+def on_hills(height: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda z: torch.cat([hills(z), height(z[:, :1], z[:, 1:])], 1)
+
+
 def conformal(factor: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda z: torch.eye(2).to(z) * factor(z)[:, None, None]
 
@@ -406,6 +410,10 @@ def surfaces() -> list[Surface]:
                   limit=name == "ridge" and w <= 0.01)
           for name, shape in shapes for h, w, dtype in SIZES[name]),
         *(Surface(name=f"frequency {f}, amplitude {a:g}", dtype=dtype, generator=waves(a, f)) for f, a, dtype in WAVES),
+        # Values at nodes hardly show such waves, derivatives do.
+        *(Surface(name=f"waves of {a:g} and {f:g} on hills", dtype=dtype, spread=2, first=1 << 15,
+                  generator=on_hills(lambda x, y, a=a, f=f: a * torch.sin(f * (x + 0.7 * y))))
+          for a, f, dtype in ((1e-3, 3000, F64), (1e-3, 3000, F32), (1e-5, 3e4, F64))),
         Surface(name="|x|, across", across=True, generator=graph(lambda x, y: 3 * (x - 0.2 * y).abs()),
                 given=(((-0.22266342586913748, 0.7789756686980005), (0.3923415232246045, 0.9901930104706482)),)),
         Surface(name="stairs of ReLU", generator=graph(stairs)),

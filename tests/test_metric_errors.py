@@ -47,6 +47,27 @@ def test_instance_norm_without_statistics_may_stay_in_train_mode() -> None:
     assert torch.equal(PullbackMetric(model.train()).tensor(Z), PullbackMetric(model.eval()).tensor(Z))
 
 
+def test_codes_far_from_the_origin_are_not_taken_for_quantised() -> None:
+    z = torch.randn(5, 2, dtype=torch.float64)
+    near, far = (
+        PullbackMetric(lambda z, c=c: torch.cat([z - c, 2 * (z - c)], dim=1).tanh(), latent_dim=2) for c in (0.0, 1e6)
+    )
+    torch.testing.assert_close(far.tensor(1e6 + z), near.tensor((1e6 + z) - 1e6))
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("features", [None, lambda x: torch.cat([x, x.sin()], dim=1)])
+def test_nothing_is_measured_where_a_generator_is_not_defined(stochastic: bool, features: Any) -> None:
+    """The derivative of a NaN that torch.where puts in is 0."""
+    hole = lambda z: torch.where(z[:, :1].abs() < 0.1, torch.nan, torch.cat([z, z.square()], dim=1))  # noqa: E731
+    generator = (lambda z: (torch.cat([z, z], dim=1), hole(z).abs())) if stochastic else hole
+    metric = PullbackMetric(generator, features, latent_dim=2)
+    z = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    for measured in (metric.tensor, lambda z: metric.squared_speed(z, z), lambda z: curve_length(metric, z - 1)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            measured(z)
+
+
 def frozen(z: Tensor) -> Tensor:
     with torch.no_grad():
         return generator(z)

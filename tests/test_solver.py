@@ -530,6 +530,9 @@ def test_other_bad_input():
         shorten(broken, start, end + 1000)
     with pytest.raises(ValueError, match="points are needed"):
         shorten(PullbackMetric(random_decoder()), start, end, SolverSettings(starts="graph"))
+    for points in (start[:1], start.repeat(1, 2), start * torch.nan, start[0]):
+        with pytest.raises(ValueError, match=r"two or more finite points \(n, 2\)"):
+            shorten(PullbackMetric(random_decoder()), start, end, SolverSettings(starts="graph"), points=points)
     with pytest.raises(ValueError, match="points are needed"):
         shorten(PullbackMetric(random_decoder()), start, end, points=start)
 

@@ -122,6 +122,9 @@ def test_what_cannot_be_judged_is_told():
     assert wide.curvature.isnan()
     assert not wide.minimum
     assert "too much memory" in wide.message.item()
+    still = certify(metric, CubicBSpline(torch.zeros(7, 2, dtype=F64)))
+    assert still.length == 0
+    assert still.minimum
     closed = certify(sphere(), equator(2 * math.pi))
     assert closed.stationary
     assert not closed.minimum
@@ -134,6 +137,9 @@ def test_bad_curves():
         certify(sphere(), [[0.0, 1.0]])
     with pytest.raises(ValueError, match=r"points of the curve \(\.\.\., 2\)"):
         certify(sphere(), torch.zeros(5, 3, dtype=F64))
+    for tolerance in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="positive tolerance"):
+            certify(sphere(), equator(1.0), tolerance=tolerance)
     with pytest.raises(ValueError, match="at least 4"):
         certify(sphere(), equator(1.0), n_control=3)
     broken = PullbackMetric(lambda z: torch.where(z > 0.5, torch.nan, z).repeat(1, 2), latent_dim=2)

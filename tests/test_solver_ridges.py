@@ -1,5 +1,7 @@
 """Metrics concentrated on thin ridges, as class probabilities make them: what is reported must be a length."""
 
+import math
+
 import pytest
 import torch
 from analytic import SURFACE
@@ -46,6 +48,24 @@ def test_an_explicit_ridge_is_measured():
     metric = ConformalMetric(plane, lambda z: 1 + 400 * torch.exp(-(((z[:, 0] - 0.21) / 0.02) ** 2)))
     result = lgi.shorten(metric, START, END)
     torch.testing.assert_close(result.length, lgi.curve_length(metric, result.curve, n_t=8192), rtol=3e-3, atol=0)
+
+
+@pytest.mark.parametrize(("frequency", "amplitude"), [(3000, 1e-3), (3e4, 1e-4), (3e4, 1e-5)])
+@pytest.mark.parametrize("method", ["gauss-newton", "newton-cg"])
+def test_waves_finer_than_every_grid_are_no_known_length(frequency, amplitude, method):
+    """Values at some nodes hardly show them; derivatives do. The length is an elliptic integral."""
+    waves = lambda z: torch.cat([z, amplitude * torch.sin(frequency * z[:, :1])], dim=-1)  # noqa: E731
+    metric = PullbackMetric(waves, latent_dim=2)
+    periods = torch.arange(16, dtype=torch.float64) + frequency // 4
+    end = torch.stack([2 * math.pi / frequency * periods, 0.1 * periods.sin()], dim=-1)
+    result = lgi.shorten(metric, torch.zeros_like(end), end, lgi.SolverSettings(method=method))
+    found = lgi.certify(metric, lgi.CubicBSpline.line(torch.zeros_like(end), end))
+    phase = torch.linspace(0, 2 * math.pi, 1001, dtype=torch.float64)[:-1]
+    slope = (amplitude * frequency * phase.cos()) ** 2
+    true = (end[:, :1].square() * (1 + slope) + end[:, 1:].square()).sqrt().mean(-1)
+    assert ((result.length / true - 1).abs() < 1e-3)[result.converged].all()
+    assert ((found.length / true - 1).abs() < 1e-3)[found.stationary].all()
+    assert (result.improvement < 1e-3).all()
 
 
 @pytest.mark.parametrize("step", [1e-1, 1e-3, 1e-4])

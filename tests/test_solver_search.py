@@ -5,11 +5,47 @@ import torch
 from test_solver import hill, random_decoder, random_pairs
 from torch import nn
 
+from lgi.checks import NotFiniteError
 from lgi.metric import ConformalMetric, ExplicitMetric, PullbackMetric
 from lgi.solver import SolverSettings, shorten
 from lgi.solver.energy import Energy
 from lgi.solver.grid import make_grid
 from lgi.spline import CubicBSpline
+
+
+@pytest.mark.parametrize("starts", ["line", "multi"])
+@pytest.mark.parametrize("kind", ["embedded", "explicit", "eq. 4"])
+@pytest.mark.parametrize("method", ["gauss-newton", "newton-cg"])
+def test_a_search_keeps_away_from_where_nothing_is_defined(kind, method, starts):
+    """A disc beside the line, on which everything is NaN, does not change what is found on the other side."""
+
+    def metric(radius):
+        hole = lambda z: (z - z.new_tensor([0.0, 0.3])).square().sum(-1, keepdim=True) < radius**2  # noqa: E731
+        bump = lambda z: torch.where(hole(z), torch.nan, torch.exp(-3 * z.square().sum(-1, keepdim=True)))  # noqa: E731
+        return {
+            "embedded": PullbackMetric(lambda z: torch.cat([z, 1.5 * bump(z)], -1), latent_dim=2),
+            "explicit": ExplicitMetric(lambda z: torch.eye(2).to(z) * (1 + 4 * bump(z)[..., None]), latent_dim=2),
+            "eq. 4": PullbackMetric(
+                lambda z: (z.repeat(1, 2), (1 + bump(z)).expand(-1, 4)), lambda x: torch.cat([x, x.sin()], -1)
+            ),
+        }[kind]
+
+    start, end = torch.tensor([[[-1.0, -0.02], [-1.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
+    settings = SolverSettings(method=method, starts=starts)
+    found, whole = (shorten(metric(radius), start, end, settings) for radius in (0.08, 0.0))
+    assert found.converged.all()
+    assert found.length.isfinite().all()
+    assert found.length_error.isfinite().all()
+    torch.testing.assert_close(found.length, whole.length, rtol=2e-3, atol=0)
+    with pytest.raises(NotFiniteError, match="NaN or infinity on the way; the first leads from"):
+        shorten(metric(0.31), start, end, settings)
+
+
+@pytest.mark.parametrize("unit", [1e-170, 1e170])
+def test_latent_units_that_cannot_be_squared_are_refused(unit):
+    start, end = random_pairs(1)
+    with pytest.raises(NotFiniteError, match=r"beyond what torch\.float64 can square"):
+        shorten(PullbackMetric(lambda z: hill(z / unit)), start * unit, end * unit)
 
 
 @pytest.mark.parametrize("kind", ["embedded", "explicit", "mixed"])

@@ -133,10 +133,11 @@ def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and -vectors of symmetric matrices (..., d, d), by LAPACK on the CPU wherever they are.
 
     On a GPU, cuSOLVER takes those larger than 32 x 32 one after the other, and gives up on some that LAPACK decomposes:
-    on an H200, Hessians of curves through the class probabilities.
+    on an H200, Hessians of curves through the class probabilities. LAPACK gives up on NaN, of which there is NaN.
     """
-    values, vectors = torch.linalg.eigh(M.cpu())
-    return values.to(M.device), vectors.to(M.device)
+    known = M.isfinite().all(-1).all(-1)[..., None]
+    values, vectors = (x.to(M.device) for x in torch.linalg.eigh(torch.where(known[..., None], M, 0).cpu()))
+    return torch.where(known, values, torch.nan), torch.where(known[..., None], vectors, torch.nan)
 
 
 def semidefinite(M: Tensor, z: Tensor) -> Tensor:

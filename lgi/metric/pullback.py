@@ -276,11 +276,11 @@ class PullbackMetric(Metric):
         """``A v`` (n, m)."""
         layout = self._layout_at(z)
         if layout.forward:
-            _, tangent, mean = self._outputs.forward(z, v)
+            value, tangent, mean = self._outputs.forward(z, v)
         else:
-            _, push, mean = self._outputs.reverse_twice(z)
+            value, push, mean = self._outputs.reverse_twice(z)
             tangent = push(v)
-        return self._factor(tangent, mean, layout)
+        return self._factor(_where_defined(value, tangent), mean, layout)
 
     def _columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``h(z)`` (n, m), and the columns (n, d, m) of ``A``."""
@@ -289,7 +289,8 @@ class PullbackMetric(Metric):
         if not layout.weighted and layout.n_values < z.shape[-1]:
             value, pull, _ = self._outputs.reverse(z)
             rows = torch.eye(layout.n_values, dtype=value.dtype, device=value.device)
-            return value, torch.stack([pull(row.expand_as(value)) for row in rows], dim=-1)
+            columns = torch.stack([pull(row.expand_as(value)) for row in rows], dim=-1)
+            return value, _where_defined(value, columns)
         if layout.forward:
             # Values and mean do not depend on the direction: vmap computes them once, and repeats them without a copy.
             forward = vmap(lambda e: self._outputs.forward(z, e.expand_as(z)), out_dims=(0, 1, 0))
@@ -299,7 +300,7 @@ class PullbackMetric(Metric):
         else:
             value, push, mean = self._outputs.reverse_twice(z)
             columns = torch.stack([push(direction.expand_as(z)) for direction in directions], dim=1)
-        return value, self._factor(columns, mean, layout)
+        return value, self._factor(_where_defined(value, columns), mean, layout)
 
     def _prepare(self, z: Tensor) -> int:
         # At every call: since the last one, the model may have been put back into train mode.
@@ -321,6 +322,12 @@ class PullbackMetric(Metric):
         n_values = 1 << 19 if z.device.type == "cpu" else 1 << 25
         # 2^14: where a generator computes only a few values.
         return max(1, min(n_values // per_point, 8 * n_values // layout.n_activations, 1 << 14))
+
+
+def _where_defined(value: Tensor, derivatives: Tensor) -> Tensor:
+    """Derivatives (n, ..., m), NaN where values (n, m) are not finite: of a NaN by torch.where, torch gives 0."""
+    known = value.isfinite().all(-1)
+    return torch.where(known.reshape(-1, *[1] * (derivatives.ndim - 1)), derivatives, torch.nan)
 
 
 class _StdTerm(Metric):

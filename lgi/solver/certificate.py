@@ -14,7 +14,7 @@ from lgi.metric import Curve, Metric
 from lgi.metric.base import check_metric
 from lgi.metric.batching import check_points
 from lgi.metric.lengths import as_curve
-from lgi.solver.energy import Basis, Energy, Sample, free
+from lgi.solver.energy import Basis, Energy, Sample, SpeedEnergy, defined, free
 from lgi.solver.grid import Grid, constant, interpolation
 from lgi.solver.products import Average, residual_by_products
 from lgi.solver.refinement import Level
@@ -134,6 +134,8 @@ def certify(
     gradients.
     """
     check_metric(metric)
+    if not tolerance > 0:
+        raise ValueError(f"expected a positive tolerance, got {tolerance}")
     path: Any = as_curve(curve)
     with torch.inference_mode(False), torch.no_grad():
         dtype, device = (getattr(path, name, None) for name in ("dtype", "device"))
@@ -199,20 +201,20 @@ def _look(energy: Energy, level: Level, curves: _Curves, tolerance: float) -> It
         sample = energy.sample_points(level.measuring, *curves(level.measuring.t), 1)
         if not bool(sample.energy.isfinite().all()):
             raise ValueError("the energy of a curve is not finite: the generator gives NaN or infinity along it")
-        error = length_error(sample, coarse)
+        residual, norm, _, hidden = projected_gradient(energy, level, curves.at, sample)
+        error = length_error(sample, coarse, hidden)
         rough = (sample.tail > tolerance) & ~within_rounding(error, sample.noise)
         rough |= unresolved([(error, sample.length)], sample.noise, KNOWN)
         rough &= doubling < DOUBLINGS
         if not bool(rough.all()):
             done, here = curves[~rough], sample[~rough]
-            residual, norm, _ = projected_gradient(energy, level, done.at, here)
             yield _Seen(
                 index=done.index,
                 energy=here.energy,
                 length=here.length,
                 length_error=error[~rough] + here.noise + 4 * torch.finfo(energy.dtype).eps * here.length,
-                residual=residual,
-                curvature=least_curvature(energy, level, done.at, here, norm)[0],
+                residual=residual[~rough],
+                curvature=least_curvature(energy, level, done.at, here, norm and norm[~rough])[0],
                 n_nodes=torch.full_like(done.index, len(level.measuring.t)),
             )
         if not bool(rough.any()):
@@ -289,14 +291,17 @@ def _told(
 
 def projected_gradient(
     energy: Energy, level: Level, at: Callable[[Grid], Basis], sample: Sample, average: Average | None = None
-) -> tuple[Tensor, Norm | None, Tensor | float]:
+) -> tuple[Tensor, Norm | None, Tensor | float, Tensor]:
     """Relative projected gradient (c,) of curves sampled on a level's measuring grid, the norm, and decoder rows taken.
+
+    And the length (c,) that is hidden between the nodes, as far as the metric at the weighing nodes tells.
 
     The norm is that of the metric at the nodes of the level's weighing grid; where its matrices are too large for
     memory, it is applied by products at those of the level's grid, and not returned. ``at`` gives points and velocities
     (c, n, d) of the curves on a grid.
     """
     gradient = sample.gradient(energy.basis(level.measuring, level.knots))
+    nodes, velocities = at(level.weighing)
     if average is not None or not has_matrices(energy, level.grid):
         points = at(level.grid)[0]
         if average is None:
@@ -305,12 +310,32 @@ def projected_gradient(
         residual, rows = residual_by_products(
             energy, level.grid, basis, points, gradient, known=sample.energy, average=average
         )
-        return residual, None, rows
-    points = at(level.weighing)[0]
+        speed = defined(energy.metric, "squared_speed", nodes.to(energy.dtype), velocities.to(energy.dtype))
+        rows = rows + SpeedEnergy.cost(0, energy.d) * len(level.weighing.t)
+        return residual, None, rows, _hidden(energy, level, sample, speed)
     I = constant(interpolation(level.weighing, level.grid, linearly=True), energy.device)
-    M = torch.einsum("pk,ckab->cpab", I, energy.tensor(points))
+    tensor = energy.tensor(nodes)
+    M = torch.einsum("pk,ckab->cpab", I, tensor)
     norm = Norm.of(energy.norm(level.grid, energy.basis(level.grid, level.knots), M))
-    return norm.residual(slice(None), gradient, sample.energy), norm, energy.tensor_cost * len(level.weighing.t)
+    residual = norm.residual(slice(None), gradient, sample.energy)
+    speed = torch.einsum("cka,ckab,ckb->ck", velocities, tensor, velocities)
+    return residual, norm, energy.tensor_cost * len(level.weighing.t), _hidden(energy, level, sample, speed)
+
+
+def _hidden(energy: Energy, level: Level, sample: Sample, speed: Tensor) -> Tensor:
+    """Length (c,) of waves too fine for the measuring grid, which its values do not show and derivatives do.
+
+    ``speed`` (c, n) is squared, by the metric at the weighing nodes.
+    """
+    grid = level.measuring
+    if energy.embedded is None:
+        return torch.zeros_like(sample.length)
+    first = torch.searchsorted(grid.node, torch.arange(len(grid.t))).to(energy.device)
+    I = constant(interpolation(grid, level.weighing, linearly=False), energy.device)
+    seen = sample.speed[:, first].clamp_min(0).sqrt() @ I.T
+    excess = (speed.clamp_min(0).sqrt() - seen) @ constant(level.weighing.weights, energy.device)
+    # Of smooth curves that are resolved it is some ten times less, relatively.
+    return torch.where(excess > KNOWN * sample.length, excess, 0)
 
 
 def has_matrices(energy: Energy, grid: Grid) -> bool:
@@ -318,12 +343,14 @@ def has_matrices(energy: Energy, grid: Grid) -> bool:
     return len(grid.t) * energy.d <= _MOST_COORDINATES and energy.d <= _MOST_DIMENSIONS
 
 
-def length_error(sample: Sample, coarse: Tensor) -> Tensor:
+def length_error(sample: Sample, coarse: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Quadrature error (c,) of lengths that were ``coarse`` (c,) on a coarser grid.
 
-    The difference, and at least what the highest mode may add: differences, and that mode alone, vanish by chance.
+    The difference, and at least what the highest mode may add: differences, and that mode alone, vanish by chance. And
+    at least what is ``hidden`` between the nodes.
     """
-    return torch.maximum((sample.length - coarse).abs(), sample.length_tail)
+    error = torch.maximum((sample.length - coarse).abs(), sample.length_tail)
+    return error if hidden is None else torch.maximum(error, hidden)
 
 
 def unresolved(lengths: Sequence[tuple[Tensor, Tensor]], noise: Tensor, wanted: float) -> Tensor:

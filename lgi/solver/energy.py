@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lgi.checks import NotFiniteError
 from lgi.metric import Metric
 from lgi.solver.grid import Grid, constant, interpolation, whole
 from lgi.solver.rows import Rows
@@ -90,6 +91,7 @@ class Sample(Derivatives):
 
     energy: Tensor  # (c,)
     length: Tensor  # (c,)
+    speed: Tensor  # (c, q), squared
     # (c,), share of the energy in the highest mode, which estimates the grid's error of the relative projected
     # gradient: on VAE1, that is 0.9 to 5.5 times as large (the middle four fifths of curves, degree 6).
     tail: Tensor
@@ -113,12 +115,23 @@ def evenly(function: Callable[..., Any], *tensors: Tensor) -> Any:
     return tuple(value[:n].unflatten(0, leading) for value in values)
 
 
+def defined(metric: Metric, name: str, *points: Tensor) -> Tensor:
+    """What a method of a metric gives at tensors (c, n, d), in float64; NaN, and no error, where that is not finite.
+
+    A search keeps away from where a generator is not defined, but may have to look there.
+    """
+    try:
+        return evenly(getattr(metric, name), *points).double()
+    except NotFiniteError:
+        return evenly(lambda *x: metric._evaluate(getattr(metric, f"_{name}"), *x), *points).double()
+
+
 def _shifted(z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Points (c, n, d) moved a little along each axis in turn, and how far (c, 1, 1)."""
     span = torch.linalg.vector_norm(z[:, -1:] - z[:, :1], dim=-1, keepdim=True)
-    # A closed curve has no other scale than its extent.
+    # A closed curve has no other scale than its extent, and a point none.
     extent = torch.linalg.vector_norm(z - z[:, :1], dim=-1, keepdim=True).amax(1, keepdim=True)
-    span = torch.where(span > 0, span, extent)
+    span = torch.where(span > 0, span, torch.where(extent > 0, extent, 1))
     step = torch.finfo(z.dtype).eps ** (1 / 3) * span
     for direction in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device):
         yield z + step * direction, step.double()
@@ -203,7 +216,7 @@ class SpeedEnergy:
         """Squared speed (c, n), and derivatives."""
         found = Derivatives()
         if order == 0:
-            return evenly(self.metric.squared_speed, z, v).double(), found
+            return defined(self.metric, "squared_speed", z, v), found
         nodal = constant(grid.nodal_weights, z.device)[:, None]
         s, dz, dv = evenly(self.metric.squared_speed_and_gradient, z.detach(), v)
         found.z_gradient, found.v_gradient = nodal * dz.double(), nodal * dv.double()
@@ -212,7 +225,7 @@ class SpeedEnergy:
             for moved, step in _shifted(z):
                 _, there_z, there_v = evenly(self.metric.squared_speed_and_gradient, moved, v)
                 columns.append(torch.cat([there_z - dz, there_v - dv], dim=-1).double() / step)
-            tensor = evenly(self.metric.tensor, z).double()
+            tensor = defined(self.metric, "tensor", z)
             found.curvature = Curvature(rest_gram=tensor, rest_bend=torch.stack(columns, dim=-1))
         return s.double(), found
 
@@ -356,7 +369,7 @@ class Energy:
     def tensor(self, z: Tensor) -> Tensor:
         """Metric at points (c, n, d), in float64."""
         parts = z.to(self.dtype).split(self.n_curves(z.shape[1]))
-        return torch.cat([evenly(self.metric.tensor, part) for part in parts]).double()
+        return torch.cat([defined(self.metric, "tensor", part) for part in parts])
 
     def n_curves(self, n_nodes: int) -> int:
         """Curves that are sampled at a time."""
@@ -387,7 +400,9 @@ class Energy:
             # As for an oscillation, of the derivative that rounded values have.
             noise = noise.square() / (energy.clamp_min(0).sqrt() + noise).clamp_min(tiny)
         length = s.clamp_min(0).sqrt() @ weights
-        return Sample(energy=energy, length=length, tail=tail, length_tail=length_tail, noise=noise, **vars(found))
+        return Sample(
+            energy=energy, length=length, speed=s, tail=tail, length_tail=length_tail, noise=noise, **vars(found)
+        )
 
     def hessian(self, grid: Grid, basis: Basis, curvature: Curvature) -> Tensor:
         """Second derivatives of the energy by the free control points (c, f, f)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lgi.checks import NotFiniteError
-from lgi.solver.certificate import DOUBLINGS
+from lgi.solver.certificate import DOUBLINGS, KNOWN
 from lgi.solver.energy import Energy, Sample
 from lgi.solver.methods import METHODS, chosen
 from lgi.solver.methods.base import Group, Method, Stage, Steps
@@ -28,6 +28,9 @@ _NEAR, _CORRECTIONS = 30, 3
 _HARD = 8
 # Control points of a curve are no further from its start than so many times its end is.
 _FAR = 1e3
+
+# What the energy of an initial curve is where it leads through a hole.
+_UNDEFINED = "is not finite: the generator gives NaN or infinity on the way"
 
 
 class Search:
@@ -57,6 +60,7 @@ class Search:
             self.found.seconds[group.index] += (perf_counter() - began) / len(group.index)
             advance(len(group.index) - sum(len(part.index) for _, part in refined))
         self.found.remember(self.history)
+        _refuse(~self.found.straight_length.isfinite(), _UNDEFINED, self.start, self.end)
         return self.found
 
     def _visit(self, number: int, first: int, group: Group) -> list[tuple[int, Group]]:
@@ -67,6 +71,12 @@ class Search:
         basis = self.energy.basis(level.grid, level.knots)
         sample = self.verdict.sample(level.grid, basis, index, group.control, order)
         if number == first:
+            straight = line(self.start[index], self.end[index], level.knots)
+            # A start other than the line may lead where the metric is not defined: the line takes its place.
+            lost = located(~_inside(self.energy, sample) & (group.control != straight).any(-1).any(-1))
+            if len(lost):
+                group.control[lost] = straight[lost]
+                sample[lost] = self.verdict.sample(level.grid, basis, index[lost], straight[lost], order)
             _refuse_extreme(self.energy, sample, self.start[index], self.end[index])
         if order == 2:
             group.curvature, sample.curvature = sample.curvature, None
@@ -224,7 +234,8 @@ class Search:
             basis = energy.basis(level.measuring, level.knots)
             sample = self.verdict.sample(level.measuring, basis, index[unknown], straight[unknown], 1)
             self.verdict.record(level, index[unknown], energy.rounded(straight[unknown]), sample, sample.length)
-            kinked = self.found.smooth[index[unknown]] == 0
+            found, wanted = self.found[index[unknown]], max(self.settings.length_tolerance, KNOWN)
+            kinked = (found.smooth == 0) & (found.length_error <= wanted * found.length)
             self.found.status[index[unknown]] = torch.where(kinked, Status.KINKED, Status.UNKNOWN)
         status = self.found.status[index]
         lost = located(final & among(status, UNCERTAIN))
@@ -268,16 +279,29 @@ def _carried(group: Group, level: Level, finer: Level) -> Group:
     return replace(group, control=T @ group.control, learnt=learnt)
 
 
+def _inside(energy: Energy, sample: Sample) -> Tensor:
+    """Whether energies (c,) are well inside the range of the dtype."""
+    limits = torch.finfo(energy.dtype)
+    return (sample.energy == 0) | (sample.energy > 1e8 * limits.tiny) & (sample.energy < 1e-8 * limits.max)
+
+
 def _refuse_extreme(energy: Energy, sample: Sample, start: Tensor, end: Tensor) -> None:
     """Refuse initial curves whose energy is not finite, or whose squares leave the range of the dtype."""
-    limits = torch.finfo(energy.dtype)
-    inside = (sample.energy == 0) | (sample.energy > 1e8 * limits.tiny) & (sample.energy < 1e-8 * limits.max)
+    apart = (end - start).square().sum(-1)
+    inside = _inside(energy, sample) & (apart > torch.finfo(energy.dtype).tiny) & apart.isfinite()
     for bad, reason in (
-        (~sample.energy.isfinite(), "is not finite: the generator gives NaN or infinity on the way"),
-        (~inside, f"is beyond what {energy.dtype} can square: use float64, or another unit"),
+        (~sample.energy.isfinite(), _UNDEFINED),
+        (
+            ~inside,
+            f"or the distance of their ends is beyond what {energy.dtype} can square: use float64, or another unit",
+        ),
     ):
-        if bool(bad.any()):
-            raise NotFiniteError(
-                f"the energy of {int(bad.sum())} of {len(bad)} initial curves {reason}; the first leads from "
-                f"{start[bad][0].tolist()} to {end[bad][0].tolist()}"
-            )
+        _refuse(bad, reason, start, end)
+
+
+def _refuse(bad: Tensor, reason: str, start: Tensor, end: Tensor) -> None:
+    if bool(bad.any()):
+        raise NotFiniteError(
+            f"the energy of {int(bad.sum())} of {len(bad)} initial curves {reason}; the first leads from "
+            f"{start[bad][0].tolist()} to {end[bad][0].tolist()}"
+        )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lgi.checks import describe
 from lgi.metric import Metric
 from lgi.metric.base import check_metric
 from lgi.metric.batching import check_ends
@@ -117,6 +118,9 @@ def _check(metric: Metric, start: Tensor, end: Tensor, settings: SolverSettings,
             raise ValueError(f"{name} has {int((~x.isfinite()).any(-1).sum())} points that are NaN or infinite")
     if (points is None) == (settings.starts == "graph"):
         raise ValueError('points are needed for starts="graph", and only there')
+    d = start.shape[-1]
+    if points is not None and not (points.shape[1:] == (d,) and len(points) > 1 and bool(points.isfinite().all())):
+        raise ValueError(f"expected two or more finite points (n, {d}) of a graph, got {describe(points)}")
 
 
 def _shorten_chunk(

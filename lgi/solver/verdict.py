@@ -76,7 +76,7 @@ class Verdict:
         # Within the errors, the curve is preferred: it may be the line, run through at constant speed.
         errors = length_error(sample, coarse) + straight_tail + 4 * torch.finfo(energy.dtype).eps * straight_length
         longer = moved & ~(sample.length < straight_length + errors.clamp(max=_TIE * straight_length))
-        excess = sample.length / straight_length - 1
+        excess, before = sample.length / straight_length - 1, found.straight_length[index]
         at = located(longer)
         if len(at):
             control[at] = straight[at]
@@ -85,28 +85,30 @@ class Verdict:
         if energy.embedded is not None:
             # The line that is kept has no length on the coarser grid; its highest modes say enough.
             coarse = torch.where(longer, sample.length, coarse)
-        residual = torch.empty_like(sample.energy)
+        elif len(at):
+            on_coarser = torch.where(before[at] > 0, before[at], self._searched(level, index[at], straight[at]))
+            coarse = coarse.index_put((at,), on_coarser)
+        residual, hidden = torch.empty_like(sample.energy), torch.empty_like(sample.energy)
         everything = torch.arange(len(index), device=index.device)
         for part in self.parts(everything, level.grid, by_products=average is not None):
             at_part, own = placed(energy, level, control[part]), None if average is None else average[part]
-            residual[part], _, rows = projected_gradient(energy, level, at_part, sample[part], own)
+            residual[part], _, rows, hidden[part] = projected_gradient(energy, level, at_part, sample[part], own)
             found.n_rows[index[part]] += rows
-        error = length_error(sample, coarse)
-        before = found.straight_length[index]
+        error, converged = length_error(sample, coarse, hidden), residual <= settings.tolerance
         straight_error = torch.maximum(straight_tail, torch.where(before > 0, (straight_length - before).abs(), 0))
         wanted = max(settings.length_tolerance, KNOWN)
         lengths = ((error, sample.length), (straight_error, straight_length))
         rough = unresolved(lengths, sample.noise, wanted)
-        # At kinks, where finer grids gain little, the estimates of errors are not too small.
+        # At kinks, where finer grids gain little, the estimates of errors are not too small; but fine waves look like
+        # kinks.
         at = located(rough)
         kinked = ~self.is_smooth(level, index[at], control[at])
-        rough[at] = ~kinked | (error[at] > wanted * sample.length[at])
+        rough[at] = ~kinked | converged[at] | (error[at] > wanted * sample.length[at])
         error = error + sample.noise
-        drowned = within_rounding(error, sample.noise)
-        converged, promise = residual <= settings.tolerance, found.promise[index]
+        promise = found.promise[index]
         found.status[index] = Status.of(
             converged=converged,
-            unknown=~(error <= wanted * sample.length) & (converged | drowned),
+            unknown=~(error <= wanted * sample.length) & (converged | within_rounding(error, sample.noise)),
             longer=longer,
             exhausted=found.n_iterations[index] >= settings.n_iterations,
             refinable=promise > settings.length_tolerance,
@@ -122,6 +124,10 @@ class Verdict:
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
         hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
         return ~converged & ~longer, hopeful, rough
+
+    def _searched(self, level: Level, index: Tensor, control: Tensor) -> Tensor:
+        """Lengths (c,) on the grid of the search."""
+        return self.sample(level.grid, self.energy.basis(level.grid, level.knots), index, control, 0).length
 
     def is_smooth(self, level: Level, index: Tensor, control: Tensor) -> Tensor:
         """Whether decoded curves have no kinks (c,); each is looked at once, when the search has met a difficulty."""
