@@ -12,7 +12,6 @@ from lgi.metric.batching import eigh
 from lgi.solver.energy import Basis, Energy, free
 from lgi.solver.grid import Grid, constant
 from lgi.solver.rows import Rows, located
-from lgi.solver.steps import factorised
 
 # Products (l, f) with the matrices of some curves.
 Product = Callable[[Tensor], Tensor]
@@ -36,8 +35,9 @@ _ASKED = 4
 class Average(Rows):
     """``P = 2 K x M`` of c curves, as if the metric were M all along them; K is the stiffness of their splines."""
 
-    metric: Tensor  # (c, d, d), M
-    inverse: Tensor  # (c, d, d), of the Cholesky factor L of M with a ridge, in the dtype of the curves
+    values: Tensor  # (c, d), eigenvalues of M, in the dtype of the curves
+    vectors: Tensor  # (c, d, d)
+    ridge: Tensor  # (c,), added to the eigenvalues, in units of their mean
     damping: Tensor  # (c,), of the steps of a search, in parts of P
 
     @classmethod
@@ -45,32 +45,28 @@ class Average(Rows):
         """From the mean of the metric at points (c, m, d) of each curve."""
         parts = []
         for some in points.split(energy.n_curves(points.shape[1])):
-            M = energy.tensor(some).mean(1)
-            damping = torch.full_like(M[:, 0, 0], _DAMPING)
-            inverse = _inverse(M, torch.full_like(damping, _RIDGE))
-            parts.append(cls(M.to(energy.dtype), inverse.to(energy.dtype), damping))
+            values, vectors = eigh(energy.tensor(some).mean(1).to(energy.dtype))
+            size = values.mean(-1).double()
+            parts.append(cls(values, vectors, torch.full_like(size, _RIDGE), torch.full_like(size, _DAMPING)))
         return cls.joined(parts)
 
     def damped(self) -> Tensor:
-        """Inverses (c, d, d) for steps: their ridges are in proportion to the damping."""
-        return _inverse(self.metric.double(), (_DAMPED * self.damping).clamp_min(_RIDGE)).to(self.inverse)
+        """Ridges (c,) for steps, in proportion to the damping."""
+        return (_DAMPED * self.damping).clamp_min(_RIDGE)
+
+    def _scale(self) -> Tensor:
+        ridge = self.ridge[:, None].to(self.values) * self.values.mean(-1, keepdim=True)
+        return (self.values.clamp_min(0) + ridge).clamp_min(torch.finfo(self.values.dtype).tiny).rsqrt()[:, None]
 
     def whitened(self, root: Tensor, gradient: Tensor) -> Tensor:
         """``P^(-1/2) g`` (l, f) for gradients (l, f), with the inverse of the Cholesky factor of K."""
-        g = (root @ gradient.unflatten(1, (len(root), -1)) / 2**0.5).to(self.inverse)
-        return (g @ self.inverse.mT).double().flatten(1)
+        g = (root @ gradient.unflatten(1, (len(root), -1)) / 2**0.5).to(self.vectors)
+        return (g @ self.vectors * self._scale()).double().flatten(1)
 
     def coloured(self, root: Tensor, x: Tensor) -> Tensor:
         """``P^(-T/2) x`` (l, f), the variations of which x (l, f) are the coordinates, in which P is the identity."""
-        x = (root.T @ x.unflatten(1, (len(root), -1)) / 2**0.5).to(self.inverse)
-        return (x @ self.inverse).double().flatten(1)
-
-
-def _inverse(M: Tensor, ridge: Tensor) -> Tensor:
-    """Inverses of the Cholesky factors of metrics (c, d, d) with ridges (c,)."""
-    identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-    size = ridge * M.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return torch.linalg.solve_triangular(factorised(M + size[:, None, None] * identity)[0], identity, upper=False)
+        x = (root.T @ x.unflatten(1, (len(root), -1)) / 2**0.5).to(self.vectors)
+        return (x * self._scale() @ self.vectors.mT).double().flatten(1)
 
 
 def inverse_root(grid: Grid, basis: Basis) -> Tensor:

@@ -16,8 +16,8 @@ from lgi.solver.rows import located
 
 # A space is large enough when four more products bring so small a part of what a step promises; or when it has so many.
 _WANTED, _MOST = 0.05, 64
-# When products have cost so many times as much, M is taken anew where the curve is: the mean at so many points.
-_WORN, _POINTS = 4, 3
+# After so many products, M is taken anew where the curve is: the mean at so many points.
+_WORN, _POINTS = 128, 3
 # Part of the tolerance that the search goes down to: the measuring grid sees a little more.
 _SHARE = 0.8
 # Products by which negative second derivatives are looked for.
@@ -45,12 +45,12 @@ class NewtonCG(Method):
             group.average = Average.of(energy, stage.basis[0][len(stage.grid.t) // 2, None] @ group.control)
             self.rows += energy.tensor_cost
         # The latter is for spaces: with the ridges that go with the damping of their steps.
-        self.average, self.steps = group.average, replace(group.average, inverse=group.average.inverse.clone())
+        self.average, self.steps = group.average, replace(group.average, ridge=group.average.ridge.clone())
         self.finer_basis = energy.basis(stage.level.grid, finer(stage.level.knots))
         self.root, self.finer_root = (inverse_root(stage.grid, basis) for basis in (stage.basis, self.finer_basis))
         self.at = torch.full_like(group.control, torch.nan)
         self.spaces = Krylov.nothing(stage.gradient).padded(_MOST)
-        # Of residuals in the norm of variations to those in P; and what products have cost since M was taken.
+        # Of residuals in the norm of variations to those in P; and how many products there were since M was taken.
         self.ratio, self.wear = torch.ones_like(self.rows), torch.zeros_like(self.rows)
         self.residual, self.promise, self.wanted = (torch.full_like(self.rows, torch.inf) for _ in range(3))
         self.least = torch.full_like(self.rows, torch.nan)
@@ -100,7 +100,6 @@ class NewtonCG(Method):
                 limit=limit,
             )
             self.rows[live[some]] += rows
-            self.wear[live[some]] += rows
             return found
 
         some = located(self.residual[live] <= wanted)
@@ -115,21 +114,20 @@ class NewtonCG(Method):
         promise[some] = residual(some, self.finer_basis, outlook).square() / 2
         self.promise[live] = promise
         some = live[going]
-        self.steps.inverse[some] = average[going].damped()
+        self.steps.ridge[some] = average[going].damped()
         b = -self.steps[some].whitened(self.root, stage.gradient[some])
         space = self._space(some, b, _MOST, _WANTED, average.damping[going])
         self.spaces[some] = space.padded(_MOST)
 
     def _renewed(self, live: Tensor, control: Tensor) -> Average:
         """Average metrics of some curves, anew of those to whose steps they no longer fit."""
-        cost = _POINTS * self.stage.energy.tensor_cost
-        worn = located(self.wear[live] >= _WORN * cost)
+        worn = located(self.wear[live] >= _WORN)
         if len(worn):
             n = len(self.stage.grid.t)
             points = self.stage.basis[0][[(2 * k + 1) * n // (2 * _POINTS) for k in range(_POINTS)]] @ control[worn]
             found = Average.of(self.stage.energy, points)
-            self.average.metric[live[worn]], self.average.inverse[live[worn]] = found.metric, found.inverse
-            self.rows[live[worn]] += cost
+            self.average.values[live[worn]], self.average.vectors[live[worn]] = found.values, found.vectors
+            self.rows[live[worn]] += _POINTS * self.stage.energy.tensor_cost
             self.wear[live[worn]], self.ratio[live[worn]] = 0, 1
         return self.average[live]
 
@@ -143,9 +141,8 @@ class NewtonCG(Method):
             return lambda x: own.whitened(root, product(own.coloured(root, x)))
 
         space = Krylov.of(whitened, b, most=most, wanted=wanted, damping=damping)
-        rows = space.n_products * _PRODUCT * len(stage.grid.t)
-        self.rows[live] += rows
-        self.wear[live] += rows
+        self.rows[live] += space.n_products * _PRODUCT * len(stage.grid.t)
+        self.wear[live] += space.n_products
         return space
 
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
