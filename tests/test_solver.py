@@ -239,7 +239,7 @@ def test_methods_agree(d, n_values, n, far):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_newton_cg_certifies_in_many_dimensions_without_matrices(dtype):
+def test_newton_cg_certifies_in_many_dimensions_without_matrices(dtype, monkeypatch):
     """In 210 dimensions, where neither the search nor the certificate makes a matrix of a whole curve."""
     d = 210
     metric = PullbackMetric(random_decoder(d=d, n_values=300, dtype=dtype))
@@ -248,6 +248,11 @@ def test_newton_cg_certifies_in_many_dimensions_without_matrices(dtype):
     assert result.converged.all()
     assert (result.improvement > 0).all()
     assert (result.curvature > 0).all()
+    # Where products tell of no minimum, no matrices are made, and none are counted.
+    monkeypatch.setattr(METHODS["newton-cg"], "convex", METHODS["gradient"].convex)
+    doubtful = shorten(metric, start, end, SolverSettings(method="newton-cg"))
+    assert doubtful.curvature.isnan().all()
+    assert (doubtful.n_rows <= result.n_rows).all()
 
 
 def test_geodesics_of_a_sphere_in_128_dimensions():

@@ -305,7 +305,7 @@ def projected_gradient(
     if average is not None or not has_matrices(energy, level.grid):
         points = at(level.grid)[0]
         if average is None:
-            average = Average.of(energy, points[:, points.shape[1] // 2])
+            average = Average.of(energy, points[:, points.shape[1] // 2, None])
         basis = energy.basis(level.grid, level.knots)
         residual, rows = residual_by_products(
             energy, level.grid, basis, points, gradient, known=sample.energy, average=average

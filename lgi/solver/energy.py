@@ -25,6 +25,8 @@ _ROUNDING = 4
 _KINK_NODES, _KINK_HALVINGS = 33, 9
 # Points: whatever their number of values is, these fill whole vectors (AVX-512, float32).
 _VECTOR = 16
+# Dimension from which the columns of a Jacobian fill vectors, and a metric costs the same for one point as for many.
+_ALONE = 128
 
 
 # Matrices (n, n_control) that take control points to points and velocities on a grid.
@@ -368,6 +370,9 @@ class Energy:
 
     def tensor(self, z: Tensor) -> Tensor:
         """Metric at points (c, n, d), in float64."""
+        if self.d >= _ALONE and self.device.type == "cpu":
+            alone = [self.metric.tensor(point[None]) for point in z.to(self.dtype).flatten(0, 1)]
+            return torch.cat(alone).unflatten(0, z.shape[:2]).double()
         parts = z.to(self.dtype).split(self.n_curves(z.shape[1]))
         return torch.cat([defined(self.metric, "tensor", part) for part in parts])
 

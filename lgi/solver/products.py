@@ -12,12 +12,13 @@ from lgi.metric.batching import eigh
 from lgi.solver.energy import Basis, Energy, free
 from lgi.solver.grid import Grid, constant
 from lgi.solver.rows import Rows, located
-from lgi.solver.steps import factorised
 
 # Products (l, f) with the matrices of some curves.
 Product = Callable[[Tensor], Tensor]
 # What is added to the metric, in units of its mean diagonal, where rounding leaves more of it than of the metric.
 _RIDGE = 1e-4
+# The same for a step, in parts of its damping: where the metric sees next to nothing, a curve does not go far.
+_DAMPED = 0.01
 # Of a first step, by which the curve is left where second derivatives are known.
 _DAMPING = 0.1
 # A product is made of graphs that are built anew where so small a part of their curves is left.
@@ -34,31 +35,38 @@ _ASKED = 4
 class Average(Rows):
     """``P = 2 K x M`` of c curves, as if the metric were M all along them; K is the stiffness of their splines."""
 
-    inverse: Tensor  # (c, d, d), of the Cholesky factor L of M with a ridge, in the dtype of the curves
+    values: Tensor  # (c, d), eigenvalues of M, in the dtype of the curves
+    vectors: Tensor  # (c, d, d)
+    ridge: Tensor  # (c,), added to the eigenvalues, in units of their mean
     damping: Tensor  # (c,), of the steps of a search, in parts of P
 
     @classmethod
     def of(cls, energy: Energy, points: Tensor) -> Average:
-        """From the metric at a point (c, d) of each curve."""
+        """From the mean of the metric at points (c, m, d) of each curve."""
         parts = []
-        for point in points.split(energy.n_curves(1)):
-            M = energy.tensor(point[:, None])[:, 0]
-            size = M.diagonal(dim1=-2, dim2=-1).mean(-1)
-            identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-            factor = factorised(M + _RIDGE * size[:, None, None] * identity)[0]
-            inverse = torch.linalg.solve_triangular(factor, identity, upper=False).to(energy.dtype)
-            parts.append(cls(inverse, torch.full_like(size, _DAMPING)))
+        for some in points.split(energy.n_curves(points.shape[1])):
+            values, vectors = eigh(energy.tensor(some).mean(1).to(energy.dtype))
+            size = values.mean(-1).double()
+            parts.append(cls(values, vectors, torch.full_like(size, _RIDGE), torch.full_like(size, _DAMPING)))
         return cls.joined(parts)
+
+    def damped(self) -> Tensor:
+        """Ridges (c,) for steps, in proportion to the damping."""
+        return (_DAMPED * self.damping).clamp_min(_RIDGE)
+
+    def _scale(self) -> Tensor:
+        ridge = self.ridge[:, None].to(self.values) * self.values.mean(-1, keepdim=True)
+        return (self.values.clamp_min(0) + ridge).clamp_min(torch.finfo(self.values.dtype).tiny).rsqrt()[:, None]
 
     def whitened(self, root: Tensor, gradient: Tensor) -> Tensor:
         """``P^(-1/2) g`` (l, f) for gradients (l, f), with the inverse of the Cholesky factor of K."""
-        g = (root @ gradient.unflatten(1, (len(root), -1)) / 2**0.5).to(self.inverse)
-        return (g @ self.inverse.mT).double().flatten(1)
+        g = (root @ gradient.unflatten(1, (len(root), -1)) / 2**0.5).to(self.vectors)
+        return (g @ self.vectors * self._scale()).double().flatten(1)
 
     def coloured(self, root: Tensor, x: Tensor) -> Tensor:
         """``P^(-T/2) x`` (l, f), the variations of which x (l, f) are the coordinates, in which P is the identity."""
-        x = (root.T @ x.unflatten(1, (len(root), -1)) / 2**0.5).to(self.inverse)
-        return (x @ self.inverse).double().flatten(1)
+        x = (root.T @ x.unflatten(1, (len(root), -1)) / 2**0.5).to(self.vectors)
+        return (x * self._scale() @ self.vectors.mT).double().flatten(1)
 
 
 def inverse_root(grid: Grid, basis: Basis) -> Tensor:
@@ -107,12 +115,19 @@ class Krylov(Rows):
 
     @classmethod
     def of(
-        cls, make: Callable[[Tensor], Product], b: Tensor, *, most: int, wanted: float, damping: Tensor | None = None
+        cls,
+        make: Callable[[Tensor], Product],
+        b: Tensor,
+        *,
+        most: int,
+        wanted: float,
+        damping: Tensor | None = None,
+        enough: Tensor | None = None,
     ) -> Krylov:
         """Spaces that the last products no longer improve: these bring relatively no more than ``wanted``.
 
         ``make(curves)`` gives products with the matrices of some of the curves; what is improved is the decrease by
-        :meth:`step`.
+        :meth:`step`, of which more than ``enough`` (c,) is not asked for.
         """
         size = torch.linalg.vector_norm(b, dim=-1)
         vectors = [b / size.clamp_min(torch.finfo(b.dtype).tiny)[:, None]]
@@ -140,7 +155,8 @@ class Krylov(Rows):
             if (k + 1) % _ASKED == 0:
                 here = cls(Q, T[:, : k + 1, : k + 1], size, left, n_products)
                 now = here.step(torch.zeros_like(size) if damping is None else damping)[1]
-                live = live[(now - gain > wanted * now)[live]]
+                more = now - gain > wanted * now
+                live = live[(more if enough is None else more & (now <= enough))[live]]
                 gain = now
             if len(live) == 0 or k + 1 == most:
                 break
@@ -183,11 +199,20 @@ class Krylov(Rows):
 
 
 def residual_by_products(
-    energy: Energy, grid: Grid, basis: Basis, points: Tensor, gradient: Tensor, *, known: Tensor, average: Average
+    energy: Energy,
+    grid: Grid,
+    basis: Basis,
+    points: Tensor,
+    gradient: Tensor,
+    *,
+    known: Tensor,
+    average: Average,
+    limit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Relative projected gradient (c,) in the norm at points (c, n, d) of curves, and what it took in decoder rows.
 
-    ``known`` (c,) are their energies. Approached from below; the last products tell how closely.
+    ``known`` (c,) are their energies. Approached from below; the last products tell how closely. Of those above
+    ``limit`` (c,), no more is found out than that.
     """
     root = inverse_root(grid, basis)
 
@@ -195,7 +220,8 @@ def residual_by_products(
         product, own = norm_product(energy, grid, basis, points[some]), average[some]
         return lambda x: own.whitened(root, product(own.coloured(root, x)))
 
-    space = Krylov.of(whitened, average.whitened(root, gradient), most=_MOST, wanted=_WANTED)
+    enough = None if limit is None else known * limit.square()
+    space = Krylov.of(whitened, average.whitened(root, gradient), most=_MOST, wanted=_WANTED, enough=enough)
     decrease = space.step(torch.zeros_like(known))[1]
     residual = (decrease / known.clamp_min(torch.finfo(known.dtype).tiny)).sqrt()
     return residual, space.n_products * _NORM_PRODUCT * len(grid.t)

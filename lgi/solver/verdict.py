@@ -161,6 +161,10 @@ class Verdict:
             self.renew(stage, method, chosen[doubtful])
             known[doubtful] = method.convex(chosen[doubtful], _SURE)
             found.curvature[group.index[chosen[doubtful]]] = _SURE
+        if not has_matrices(energy, level.grid):
+            # Products have said all that is to be known.
+            found.curvature[group.index[chosen[~known]]] = torch.nan
+            return left
         for part in self.parts(located(~known), level.grid):
             index, control = group.index[chosen[part]], here[part]
             at = placed(energy, level, control)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from lgi.solver.rows import located
 
 # A space is large enough when four more products bring so small a part of what a step promises; or when it has so many.
 _WANTED, _MOST = 0.05, 64
-# After so many spaces that were too small, M is taken anew where the curve is.
-_WORN = 2
+# After so many products, M is taken anew where the curve is: the mean at so many points.
+_WORN, _POINTS = 128, 3
+# Part of the tolerance that the search goes down to: the measuring grid sees a little more.
+_SHARE = 0.8
 # Products by which negative second derivatives are looked for.
 _CONVEX = 24
 # Less damping is none, and more than none is at least twice as much. After a step it changes by this factor.
@@ -28,8 +31,9 @@ _PRODUCT = 3.3
 class NewtonCG(Method):
     """Steps ``(|H| + damping P)^-1 g`` in the Krylov space of the second derivatives ``H`` and the gradient ``g``.
 
-    ``P = 2 K x M`` is what ``H`` would be, were the metric everywhere that in the middle of the first curve, M; K is
-    the stiffness of the spline. After a step that has been rejected the next one is taken in the same space.
+    ``P = 2 K x M`` is what ``H`` would be, were the metric everywhere the same M, that in the middle of the first curve
+    or, after many products, the mean along a later one; K is the stiffness of the spline. M has a ridge in proportion
+    to the damping. After a step that has been rejected the next one is taken in the same space.
     """
 
     foretells = True
@@ -38,14 +42,15 @@ class NewtonCG(Method):
         self.stage, group, energy = stage, stage.group, stage.energy
         self.n_rows = self.rows = torch.zeros_like(stage.sample.energy)
         if group.average is None:
-            group.average = Average.of(energy, stage.basis[0][len(stage.grid.t) // 2] @ group.control)
+            group.average = Average.of(energy, stage.basis[0][len(stage.grid.t) // 2, None] @ group.control)
             self.rows += energy.tensor_cost
-        self.average = group.average
+        # The latter is for spaces: with the ridges that go with the damping of their steps.
+        self.average, self.steps = group.average, replace(group.average, ridge=group.average.ridge.clone())
         self.finer_basis = energy.basis(stage.level.grid, finer(stage.level.knots))
         self.root, self.finer_root = (inverse_root(stage.grid, basis) for basis in (stage.basis, self.finer_basis))
         self.at = torch.full_like(group.control, torch.nan)
         self.spaces = Krylov.nothing(stage.gradient).padded(_MOST)
-        # Of residuals in the norm of variations to those in P; and how many spaces have been too small.
+        # Of residuals in the norm of variations to those in P; and how many products there were since M was taken.
         self.ratio, self.wear = torch.ones_like(self.rows), torch.zeros_like(self.rows)
         self.residual, self.promise, self.wanted = (torch.full_like(self.rows, torch.inf) for _ in range(3))
         self.least = torch.full_like(self.rows, torch.nan)
@@ -80,10 +85,10 @@ class NewtonCG(Method):
         gradient = average.whitened(self.root, stage.gradient[live])
         own = gradient.square().sum(-1) / (2 * sample.energy)
         self.residual[live] = self.ratio[live] * own.sqrt()
-        wanted = torch.full_like(own, stage.tolerance / 2)
+        wanted = torch.full_like(own, stage.tolerance * _SHARE)
         self.wanted[live] = wanted = wanted.maximum(sample.tail) if stage.has_finer_grid else wanted
 
-        def residual(some: Tensor, basis: Basis, gradient: Tensor) -> Tensor:
+        def residual(some: Tensor, basis: Basis, gradient: Tensor, limit: Tensor | None = None) -> Tensor:
             found, rows = residual_by_products(
                 energy,
                 stage.grid,
@@ -92,12 +97,13 @@ class NewtonCG(Method):
                 gradient[some],
                 known=sample.energy[some],
                 average=average[some],
+                limit=limit,
             )
             self.rows[live[some]] += rows
             return found
 
         some = located(self.residual[live] <= wanted)
-        self.residual[live[some]] = found = residual(some, stage.basis, stage.gradient[live])
+        self.residual[live[some]] = found = residual(some, stage.basis, stage.gradient[live], wanted[some])
         self.ratio[live[some]] = found / own[some].sqrt()
         going = self.residual[live] > wanted
         of_length = energy.length_gradient(stage.grid, sample, velocity, energy.metric_product(points)(velocity))
@@ -108,23 +114,26 @@ class NewtonCG(Method):
         promise[some] = residual(some, self.finer_basis, outlook).square() / 2
         self.promise[live] = promise
         some = live[going]
-        space = self._space(some, -gradient[going], _MOST, _WANTED, average.damping[going])
-        self.wear[some] += space.n_products >= _MOST
+        self.steps.ridge[some] = average[going].damped()
+        b = -self.steps[some].whitened(self.root, stage.gradient[some])
+        space = self._space(some, b, _MOST, _WANTED, average.damping[going])
         self.spaces[some] = space.padded(_MOST)
 
     def _renewed(self, live: Tensor, control: Tensor) -> Average:
         """Average metrics of some curves, anew of those to whose steps they no longer fit."""
         worn = located(self.wear[live] >= _WORN)
         if len(worn):
-            middle = self.stage.basis[0][len(self.stage.grid.t) // 2]
-            self.average.inverse[live[worn]] = Average.of(self.stage.energy, middle @ control[worn]).inverse
-            self.rows[live[worn]] += self.stage.energy.tensor_cost
+            n = len(self.stage.grid.t)
+            points = self.stage.basis[0][[(2 * k + 1) * n // (2 * _POINTS) for k in range(_POINTS)]] @ control[worn]
+            found = Average.of(self.stage.energy, points)
+            self.average.values[live[worn]], self.average.vectors[live[worn]] = found.values, found.vectors
+            self.rows[live[worn]] += _POINTS * self.stage.energy.tensor_cost
             self.wear[live[worn]], self.ratio[live[worn]] = 0, 1
         return self.average[live]
 
     def _space(self, live: Tensor, b: Tensor, most: int, wanted: float, damping: Tensor | None = None) -> Krylov:
         """Spaces of the second derivatives along the curves ``live`` (l,) and vectors (l, f), in coordinates of P."""
-        average, root, stage = self.average[live], self.root, self.stage
+        average, root, stage = self.steps[live], self.root, self.stage
         control = stage.group.control[live]
 
         def whitened(some: Tensor) -> Product:
@@ -133,6 +142,7 @@ class NewtonCG(Method):
 
         space = Krylov.of(whitened, b, most=most, wanted=wanted, damping=damping)
         self.rows[live] += space.n_products * _PRODUCT * len(stage.grid.t)
+        self.wear[live] += space.n_products
         return space
 
     def gain(self, before: Tensor, length: Tensor) -> Tensor:
@@ -145,7 +155,7 @@ class NewtonCG(Method):
         del gradient
         x, decrease = self.spaces[live].step(self.average.damping[live])
         step = (x[:, None] @ self.spaces.Q[live])[:, 0]
-        return self.average[live].coloured(self.root, step), decrease
+        return self.steps[live].coloured(self.root, step), decrease
 
     def learn(self, live: Tensor, step: Tensor, change: Tensor, quality: Tensor) -> None:
         """Less damping where the promised decrease has come true, more where not a quarter of it has."""
