@@ -95,6 +95,7 @@ class Sample(Derivatives):
     tail: Tensor
     length_tail: Tensor  # (c,), what the highest mode may add to the length
     noise: Tensor  # (c,), what rounding may add to it
+    squared_speed: Tensor  # (c, q), at the derivatives of the grid
 
 
 def evenly(function: Callable[..., Any], *tensors: Tensor) -> Any:
@@ -387,7 +388,15 @@ class Energy:
             # As for an oscillation, of the derivative that rounded values have.
             noise = noise.square() / (energy.clamp_min(0).sqrt() + noise).clamp_min(tiny)
         length = s.clamp_min(0).sqrt() @ weights
-        return Sample(energy=energy, length=length, tail=tail, length_tail=length_tail, noise=noise, **vars(found))
+        return Sample(
+            energy=energy,
+            length=length,
+            tail=tail,
+            length_tail=length_tail,
+            noise=noise,
+            squared_speed=s,
+            **vars(found),
+        )
 
     def hessian(self, grid: Grid, basis: Basis, curvature: Curvature) -> Tensor:
         """Second derivatives of the energy by the free control points (c, f, f)."""

@@ -70,8 +70,7 @@ class GaussNewton(Method):
         energy, level = stage.energy, stage.level
         knots = finer(level.knots)
         self.finer_basis = energy.basis(level.grid, knots)
-        # At fewer nodes than control points, there are variations that the norm would not see.
-        self.judging = level.measuring if len(level.grid.t) < len(knots) - 4 else level.grid
+        self.judging = level.seeing(knots)
         self.judging_basis = energy.basis(self.judging, knots)
         known, learnt, group = stage.sample.energy, stage.group.learnt, stage.group
         assert group.curvature is not None
