@@ -10,7 +10,10 @@ from lgi.metric import ConformalMetric, ExplicitMetric, PullbackMetric
 from lgi.solver import SolverSettings, shorten
 from lgi.solver.energy import Energy
 from lgi.solver.grid import make_grid
+from lgi.solver.methods.gauss_newton import GaussNewton
+from lgi.solver.refinement import Level, evened, finer
 from lgi.spline import CubicBSpline
+from lgi.spline import basis as spline_basis
 
 
 @pytest.mark.parametrize("starts", ["line", "multi"])
@@ -112,3 +115,24 @@ def test_graph_weighs_edges_by_decoded_length():
     through = shorten(metric, start, end, SolverSettings(starts="graph"), points=points)
     assert through.length < 0.7 * over.length
     assert through.curve(torch.tensor([0.5]))[0, 0, 1] > 1
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("degree", [2, 3, 8])
+def test_the_grid_for_finer_knots_sees_all_of_their_variations(degree, embedded):
+    for knots in GaussNewton.knots(35)[:-1]:
+        level, more = Level.of(knots, degree, embedded=embedded), finer(knots)
+        slopes = spline_basis(more, level.seeing(more).t, 1)[:, 1:-1]
+        assert torch.linalg.matrix_rank(slopes) == slopes.shape[1]
+
+
+def test_an_evened_curve_keeps_its_ends_and_runs_at_nearly_constant_speed():
+    level = Level.of(GaussNewton.knots(19)[-1], 4, embedded=True)
+    # The control points of x = t^2 (exactly: t^2 is a cubic), which runs twice as fast at the end as on the mean.
+    t = level.grid.t
+    B = spline_basis(level.knots, t)
+    control = torch.linalg.lstsq(B, torch.stack([t**2, 2 * t**2], -1)).solution[None]
+    moved = evened(level, control, 20 * t[level.grid.node][None].square())
+    speed = torch.linalg.vector_norm(spline_basis(level.knots, t, 1) @ moved[0], dim=-1)
+    torch.testing.assert_close(moved[:, [0, -1]], control[:, [0, -1]], rtol=0, atol=1e-12)
+    assert speed[len(t) // 8 :].std() < 0.05 * speed.mean()

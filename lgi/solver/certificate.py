@@ -332,7 +332,7 @@ def _hidden(energy: Energy, level: Level, sample: Sample, speed: Tensor) -> Tens
         return torch.zeros_like(sample.length)
     first = torch.searchsorted(grid.node, torch.arange(len(grid.t))).to(energy.device)
     I = constant(interpolation(grid, level.weighing, linearly=False), energy.device)
-    seen = sample.speed[:, first].clamp_min(0).sqrt() @ I.T
+    seen = sample.squared_speed[:, first].clamp_min(0).sqrt() @ I.T
     excess = (speed.clamp_min(0).sqrt() - seen) @ constant(level.weighing.weights, energy.device)
     # Of smooth curves that are resolved it is some ten times less, relatively.
     return torch.where(excess > KNOWN * sample.length, excess, 0)

@@ -93,12 +93,12 @@ class Sample(Derivatives):
 
     energy: Tensor  # (c,)
     length: Tensor  # (c,)
-    speed: Tensor  # (c, q), squared
     # (c,), share of the energy in the highest mode, which estimates the grid's error of the relative projected
     # gradient: on VAE1, that is 0.9 to 5.5 times as large (the middle four fifths of curves, degree 6).
     tail: Tensor
     length_tail: Tensor  # (c,), what the highest mode may add to the length
     noise: Tensor  # (c,), what rounding may add to it
+    squared_speed: Tensor  # (c, q), at the derivatives of the grid
 
 
 def evenly(function: Callable[..., Any], *tensors: Tensor) -> Any:
@@ -406,7 +406,13 @@ class Energy:
             noise = noise.square() / (energy.clamp_min(0).sqrt() + noise).clamp_min(tiny)
         length = s.clamp_min(0).sqrt() @ weights
         return Sample(
-            energy=energy, length=length, speed=s, tail=tail, length_tail=length_tail, noise=noise, **vars(found)
+            energy=energy,
+            length=length,
+            tail=tail,
+            length_tail=length_tail,
+            noise=noise,
+            squared_speed=s,
+            **vars(found),
         )
 
     def hessian(self, grid: Grid, basis: Basis, curvature: Curvature) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lgi.solver.energy import Energy
-from lgi.solver.grid import Grid, make_grid
+from lgi.solver.grid import Grid, constant, make_grid
 from lgi.spline import CubicBSpline
+from lgi.spline import basis as spline_basis
 
 # Ours, as are the next two, tuned on Algorithm 1's pairs of VAE1 for the fewest decoder rows. A curve is cut into at
 # least so many elements.
@@ -48,6 +49,10 @@ class Level:
             # The metric varies more slowly than the gradient: a few nodes, linearly interpolated, make the norm.
             make_grid((0.0, 1.0), max(6, n_spans) - 1, embedded=False),
         )
+
+    def seeing(self, knots: Tensor) -> Grid:
+        """Grid for a norm of variations with these knots: at fewer nodes than control points, some would have none."""
+        return self.measuring if len(self.grid.t) < len(knots) - 4 else self.grid
 
     def halved(self) -> Level:
         """The same with a measuring grid of twice as many elements."""
@@ -137,6 +142,40 @@ def prolongation(coarse: Tensor, fine: Tensor) -> Tensor:
         if knot not in present:
             curve = curve.insert_knot(knot)
     return curve.control_points
+
+
+def evened(level: Level, control: Tensor, squared_speed: Tensor) -> Tensor:
+    """Control points (c, n_control, d) of curves that run about as those given, at a more constant speed.
+
+    Parameters
+    ----------
+    level : Level
+    control : Tensor, shape (c, n_control, d)
+    squared_speed : Tensor, shape (c, q)
+        At the derivatives of the level's grid.
+
+    Returns
+    -------
+    Tensor, shape (c, n_control, d)
+        The splines nearest to the reparametrised curves, in the least squares of latent coordinates.
+    """
+    grid, device = level.grid, control.device
+    t = constant(grid.t, device)
+    weights, node, nodal = (constant(x, device) for x in (grid.weights, grid.node, grid.nodal_weights))
+    speed = squared_speed.clamp_min(0).sqrt() * weights
+    speed = torch.zeros(len(control), len(t), dtype=speed.dtype, device=device).index_add_(1, node, speed) / nodal
+    speed = speed.clamp_min(1e-3 * speed.amax(1, keepdim=True))
+    run = torch.nn.functional.pad(((speed[:, 1:] + speed[:, :-1]) / 2 * t.diff()).cumsum(1), (1, 0))
+    run = run / run[:, -1:]
+    u = torch.linspace(0, 1, 4 * len(level.knots) + 1, dtype=t.dtype, device=device)[1:-1].expand(len(control), -1)
+    right = torch.searchsorted(run, u.contiguous()).clamp(1, len(t) - 1)
+    begin, end = run.gather(1, right - 1), run.gather(1, right)
+    at = t[right - 1] + (u - begin) / (end - begin) * (t[right] - t[right - 1])
+    points = spline_basis(level.knots, at.flatten().cpu()).to(device).unflatten(0, at.shape) @ control
+    B = spline_basis(level.knots, u[0].cpu()).to(device)
+    moved = control.clone()
+    moved[:, 1:-1] = torch.linalg.pinv(B[:, 1:-1]) @ (points - B[:, [0, -1]] @ control[:, [0, -1]])
+    return moved
 
 
 def grid_degrees(nodes: int) -> tuple[int, ...]:

@@ -49,6 +49,11 @@ class Stage:
     has_finer_knots: bool
     has_finer_grid: bool
 
+    def take(self, live: Tensor, control: Tensor, sample: Sample) -> None:
+        """Replace the curves ``live`` (l,) by others, with their sample."""
+        self.group.control[live], self.sample[live] = control, sample
+        self.gradient[live] = sample.gradient(self.basis)
+
 
 class Steps(ABC):
     """Proposes steps for c curves with f free coordinates, and learns from what became of them."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lgi.solver.energy import Curvature
-from lgi.solver.grid import Grid
+from lgi.solver.grid import Grid, constant, interpolation
 from lgi.solver.methods.base import Method, Stage, Steps
 from lgi.solver.refinement import finer
 from lgi.solver.rows import Rows, located
@@ -68,7 +68,10 @@ class GaussNewton(Method):
 
     def __init__(self, stage: Stage) -> None:
         energy, level = stage.energy, stage.level
-        self.finer_basis = energy.basis(level.grid, finer(level.knots))
+        knots = finer(level.knots)
+        self.finer_basis = energy.basis(level.grid, knots)
+        self.judging = level.seeing(knots)
+        self.judging_basis = energy.basis(self.judging, knots)
         known, learnt, group = stage.sample.energy, stage.group.learnt, stage.group
         assert group.curvature is not None
         self.base, norm, self.finer_norm, self.metric = self._matrices(stage, group.curvature, stage.first.grid)
@@ -158,6 +161,7 @@ class GaussNewton(Method):
         n_curves = max(1, energy.budget * 8 // (len(level.grid.t) * energy.d) ** 2)
         known = curvature.gram if curvature.gram is not None else curvature.rest_gram
         assert known is not None
+        I = constant(interpolation(level.grid, self.judging, linearly=True), energy.device)
         for i in range(0, len(known), n_curves):
             here = curvature[i : i + n_curves].interpolated(source, level.grid)
             M = here.metric
@@ -165,7 +169,7 @@ class GaussNewton(Method):
                 (
                     energy.hessian(level.grid, stage.basis, here),
                     energy.norm(level.grid, stage.basis, M),
-                    energy.norm(level.grid, self.finer_basis, M),
+                    energy.norm(self.judging, self.judging_basis, torch.einsum("pk,ckab->cpab", I, M)),
                     M,
                 )
             )
