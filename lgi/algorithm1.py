@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lgi import zoo
 from lgi.artifacts import installed_version
-from lgi.checks import NotFiniteError, describe, one_of
+from lgi.checks import NotFiniteError, describe, one_of, whole
 from lgi.directions import eigenspace, largest_eigenvectors, towards_origin, unit
 from lgi.features import ClassifierOutput
 from lgi.fingerprints import fingerprint, parameters
@@ -230,10 +230,8 @@ def _settle(settings: dict[str, Any], metric: Metric, codes: Tensor | None, late
     """Check the settings of a study, and settle in them what they leave open."""
     check_metric(metric)
     for name, least in (("n_samples", 1), ("seed", 0), ("chunk_size", 1)):
-        value = settings[name]
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"expected {name} as an integer of at least {least}, got {value!r}")
-        settings[name] = int(value)
+        whole(least, **{name: settings[name]})
+        settings[name] = int(settings[name])
     step_size, direction = settings["step_size"], settings["direction"]
     if not isinstance(step_size, int | float | np.number) or not 0 < step_size < math.inf:
         raise ValueError(f"expected a positive step_size, got {step_size!r}")

@@ -1,6 +1,7 @@
 """Arguments that are refused, in the words that all public doors share."""
 
 from collections.abc import Collection
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,14 @@ def at_least(least: float, **settings: float | None) -> None:
         # Not `value < least`, which NaN would pass.
         if value is not None and not value >= least:
             raise ValueError(f"expected {name} to be at least {least}, got {value}")
+
+
+def whole(least: int, **settings: Any) -> None:
+    """Refuse settings that are no whole numbers, or below their least value, by name; None is none."""
+    for name, value in settings.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise ValueError(f"expected {name} to be a whole number, got {value!r}")
+    at_least(least, **settings)
 
 
 def one_of(allowed: Collection[str], **choices: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgi.checks import at_least, describe
+from lgi.checks import at_least, describe, whole
 from lgi.metric import FeatureMap, Generator, PullbackMetric
 from lgi.progress import progress_bar
 from lgi.solver.products import Krylov
@@ -160,8 +160,9 @@ def invert(
     Lei, Jalal, Dhillon & Dimakis, "Inverting deep generative models, one layer at a time", NeurIPS 2019, for the
     problem. Dennis, Gay & Welsch, "An adaptive nonlinear least-squares algorithm", ACM TOMS 7, 1981, for the search.
     """
-    at_least(1, n_candidates=n_candidates, chunk_size=chunk_size)
-    at_least(0, n_starts=n_starts, n_iterations=n_iterations, prior_weight=prior_weight, threshold=threshold)
+    whole(1, n_candidates=n_candidates, chunk_size=chunk_size)
+    whole(0, n_starts=n_starts, n_iterations=n_iterations)
+    at_least(0, prior_weight=prior_weight, threshold=threshold)
     if not tolerance > 0:
         raise ValueError(f"expected a positive tolerance, got {tolerance}")
     d = getattr(generator, "latent_dim", None) if latent_dim is None else latent_dim

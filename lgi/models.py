@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from lgi.checks import at_least, one_of
+from lgi.checks import one_of, whole
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -123,7 +123,7 @@ class PublishedArchitecture:
     fixed_std: ClassVar = PUBLISHED_STD
 
     def __post_init__(self) -> None:
-        at_least(1, latent_dim=self.latent_dim, channels=self.channels)
+        whole(1, latent_dim=self.latent_dim, channels=self.channels)
 
     def encoder_network(self) -> nn.Sequential:
         """From images (n, 1, 28, 28) in [-1, 1] to mean and logarithm of the standard deviation, (n, 2 d)."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lgi.checks import at_least, describe
+from lgi.checks import describe, whole
 
 DEGREE = 3
 """Degree of the curves; the paper needs two derivatives and calls this order 4 (App. A)."""
@@ -38,8 +38,9 @@ def uniform_knots(n_control: int) -> Tensor:
     Raises
     ------
     ValueError
-        If ``n_control`` is below 4.
+        If ``n_control`` is no whole number, or below 4.
     """
+    whole(0, n_control=n_control)
     if n_control < DEGREE + 1:
         raise ValueError(f"a cubic B-spline needs at least {DEGREE + 1} control points, got {n_control}")
     inner = torch.linspace(0, 1, n_control - DEGREE + 1, dtype=torch.float64)
@@ -81,7 +82,7 @@ def basis(knots: Tensor, t: Tensor, order: int = 0, *, dtype: torch.dtype = torc
     The paper's formula with both sides of a span closed sums to 2 on an inner knot; half open, the basis sums to 1
     everywhere. At an inner knot a discontinuous derivative takes its right-hand value, as in scipy.
     """
-    at_least(0, order=order)
+    whole(0, order=order)
     return _cached_basis(_knots_key(knots), _parameters_key(t), order, dtype, t.device)
 
 

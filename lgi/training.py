@@ -17,7 +17,7 @@ from torch.optim import Adam
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lgi import artifacts
-from lgi.checks import at_least
+from lgi.checks import at_least, whole
 from lgi.models import GAN, VAE, ConstantStd, ImageGenerator, RBFPrecision
 
 # Raise when a change makes the same settings give another model: it is part of every settings hash.
@@ -80,9 +80,9 @@ class TrainingSettings:
         return self.learning_rate * self.rate_decay ** math.floor(progress * self.epochs + 1e-6)
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size, n_draws=self.n_draws)
+        whole(1, epochs=self.epochs, batch_size=self.batch_size, n_draws=self.n_draws)
         at_least(0, weight_decay=self.weight_decay, rate_decay=self.rate_decay)
-        at_least(1, n_centres=self.n_centres, n_rbf_steps=self.n_rbf_steps)
+        whole(1, n_centres=self.n_centres, n_rbf_steps=self.n_rbf_steps)
         if not (self.learning_rate > 0 and self.bandwidth_factor > 0 and 0 <= self.dither_std < self.max_std):
             raise ValueError("expected learning_rate > 0, bandwidth_factor > 0 and 0 <= dither_std < max_std")
 
@@ -115,7 +115,7 @@ class GANSettings:
     averaging: float = 0.998
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs, batch_size=self.batch_size, penalty_interval=self.penalty_interval)
+        whole(1, epochs=self.epochs, batch_size=self.batch_size, penalty_interval=self.penalty_interval)
         if not (self.learning_rate > 0 and self.gradient_penalty >= 0 and 0 <= self.averaging < 1):
             raise ValueError("expected learning_rate > 0, gradient_penalty >= 0 and 0 <= averaging < 1")
 

@@ -272,11 +272,11 @@ def test_the_module_is_there_at_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_samples": 0}, "n_samples as an integer of at least 1, got 0"),
-        ({"n_samples": 10.0}, "n_samples as an integer"),
-        ({"n_samples": True}, "n_samples as an integer"),
-        ({"seed": -1}, "seed as an integer of at least 0"),
-        ({"chunk_size": 0}, "chunk_size as an integer of at least 1"),
+        ({"n_samples": 0}, "n_samples to be at least 1, got 0"),
+        ({"n_samples": 10.0}, "n_samples to be a whole number"),
+        ({"n_samples": True}, "n_samples to be a whole number"),
+        ({"seed": -1}, "seed to be at least 0"),
+        ({"chunk_size": 0}, "chunk_size to be at least 1"),
         ({"step_size": 0.0}, "positive step_size, got 0.0"),
         ({"step_size": math.nan}, "positive step_size"),
         ({"direction": "largest"}, "maximal, minimal, random, pairs, got 'largest'"),

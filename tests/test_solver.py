@@ -548,6 +548,8 @@ def test_other_bad_input():
         ({"method": "newton"}, "auto, gauss-newton, newton-cg, gradient"),
         ({"starts": "random"}, "line, graph, multi"),
         ({"n_control": 3}, "n_control to be at least 4"),
+        ({"n_control": 4.5}, "n_control to be a whole number"),
+        ({"n_iterations": True}, "n_iterations to be a whole number"),
         ({"chunk_size": 0}, "chunk_size to be at least 1"),
         ({"tolerance": 0.0}, "positive tolerances"),
         ({"length_tolerance": math.nan}, "positive tolerances"),

@@ -130,6 +130,12 @@ def test_what_cannot_be_judged_is_told():
     assert not closed.minimum
 
 
+def test_no_curves():
+    nothing = torch.zeros(3, 0, 2, dtype=F64)
+    found = certify(sphere(), CubicBSpline.line(nothing, nothing))
+    assert found.residual.shape == found.minimum.shape == found.message.shape == (3, 0)
+
+
 def test_bad_curves():
     with pytest.raises(TypeError, match="expected a metric"):
         certify(lambda z: z, equator(1.0))
@@ -142,6 +148,8 @@ def test_bad_curves():
             certify(sphere(), equator(1.0), tolerance=tolerance)
     with pytest.raises(ValueError, match="at least 4"):
         certify(sphere(), equator(1.0), n_control=3)
+    with pytest.raises(ValueError, match="whole number"):
+        certify(sphere(), equator(1.0), n_control=4.5)
     broken = PullbackMetric(lambda z: torch.where(z > 0.5, torch.nan, z).repeat(1, 2), latent_dim=2)
     with pytest.raises(ValueError, match="not finite"):
         certify(broken, torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=F64))

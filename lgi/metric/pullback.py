@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from lgi.checks import at_least, one_of
+from lgi.checks import one_of, whole
 from lgi.metric.base import Metric, square_root
 from lgi.metric.batching import check_points, finite, first_point
 from lgi.metric.derivatives import reverse
@@ -119,8 +119,8 @@ class PullbackMetric(Metric):
     ) -> None:
         if not callable(generator) or not (feature_map is None or callable(feature_map)):
             raise ValueError(f"expected callables, got generator {generator!r} and feature map {feature_map!r}")
-        at_least(1, latent_dim=latent_dim, chunk_size=chunk_size, n_probes=n_probes)
-        at_least(2, n_draws=n_draws)
+        whole(1, latent_dim=latent_dim, chunk_size=chunk_size, n_probes=n_probes)
+        whole(2, n_draws=n_draws)
         one_of(get_args(NoiseModel), noise=noise)
         self.generator = generator
         self.feature_map = feature_map
@@ -180,7 +180,7 @@ class PullbackMetric(Metric):
         ValueError
             If the noise is linearised, ``n_replicates`` below 2, or ``z`` does not fit the latent space.
         """
-        at_least(2, n_replicates=n_replicates)
+        whole(2, n_replicates=n_replicates)
         if self.noise == "linearised":
             raise ValueError('eq. 4 has no draws: how far it is from the expected metric tells noise="sampled"')
         traces = []

@@ -151,8 +151,12 @@ def certify(
 
         n_values = 10 * ((len(knots) - 6) * d) ** 2 + min(len(level.grid.t) * d, _MOST_COORDINATES) ** 2
         chunks = torch.arange(leading.numel(), device=ends.device).split(max(1, _MOST_VALUES // n_values))
-        parts = [part for index in chunks for part in _look(energy, level, _Curves(path, ends, index), tolerance)]
-        seen = _Seen.joined(parts)
+        if leading.numel():
+            parts = [part for index in chunks for part in _look(energy, level, _Curves(path, ends, index), tolerance)]
+            seen = _Seen.joined(parts)
+        else:
+            index, nothing = torch.arange(0, device=ends.device), ends.new_zeros(0).double()
+            seen = _Seen(index, nothing, nothing, nothing, nothing, nothing, index)
         seen = seen[seen.index.argsort()]
         return _told(seen, tolerance, len(knots) - 4, lambda x: x.reshape(leading), ends)
 

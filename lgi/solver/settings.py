@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lgi.checks import at_least, one_of
+from lgi.checks import one_of, whole
 from lgi.solver.methods import METHODS
 
 Starts = Literal["line", "graph", "multi"]
@@ -73,8 +73,8 @@ class SolverSettings:
     def __post_init__(self) -> None:
         one_of(("auto", *METHODS), method=self.method)
         one_of(get_args(Starts), starts=self.starts)
-        at_least(4, n_control=self.n_control, nodes=self.nodes)
-        at_least(1, n_starts=self.n_starts, n_neighbours=self.n_neighbours, chunk_size=self.chunk_size)
-        at_least(0, n_iterations=self.n_iterations)
+        whole(4, n_control=self.n_control, nodes=self.nodes)
+        whole(1, n_starts=self.n_starts, n_neighbours=self.n_neighbours, chunk_size=self.chunk_size)
+        whole(0, n_iterations=self.n_iterations)
         if not (self.tolerance > 0 and self.length_tolerance > 0):
             raise ValueError(f"expected positive tolerances, got {self.tolerance} and {self.length_tolerance}")

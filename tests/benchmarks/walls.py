@@ -170,10 +170,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     target = HERE.with_suffix(".json")
-    # Rows that are not run again stay, each with the commit that it is of.
+    # Rows that are not run again stay, those of before too, each with the commit that it is of.
     found: dict = json.loads(target.read_text(encoding="utf-8"))["results"] if target.exists() else {}
-    for name in args.only:
-        found.pop(name, None)
     for name, n, settings in RUNS:
         if name in args.only:
             for version, folder in {"now": HERE.parents[2], "before": args.against}.items():
