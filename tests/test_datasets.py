@@ -78,7 +78,7 @@ def test_splits_partition_the_training_set_whatever_the_digits(synthetic):
         ]
 
 
-@pytest.mark.parametrize("name", ["mnist", "optdigits"])
+@pytest.mark.parametrize("name", datasets.READERS)
 def test_result_is_the_callers_own(synthetic, name):
     first = datasets.load(name, "test")
     for tensor in (first.images, first.label, first.index):
@@ -278,7 +278,7 @@ def test_optdigits_is_the_source_resized():
 # The door --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mnist", "optdigits"])
+@pytest.mark.parametrize("name", datasets.READERS)
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
