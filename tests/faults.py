@@ -280,8 +280,8 @@ _TABLE = """\
   test_solver_ridges.py::test_walls_of_the_standard_deviation_are_certified
 === solver/verdict
 # always converged: a certificate that says nothing
--converged, promise = residual <= settings.tolerance,
-+converged, promise = residual < torch.inf,
+-error, converged = length_error(sample, coarse, hidden), residual <= settings.tolerance
++error, converged = length_error(sample, coarse, hidden), residual < torch.inf
   test_iterations_are_limited_and_reported
 # longer than straight is kept: improvements below 0
 -longer = moved & ~(sample.length < straight_length

@@ -29,8 +29,9 @@ _HARD = 8
 # Control points of a curve are no further from its start than so many times its end is.
 _FAR = 1e3
 # Before second derivatives are computed anew, curves of which at least this share of the energy is due to uneven speed
-# are run through at constant speed: that takes one sample, by steps it takes many where the metric grows steeply.
-_UNEVEN = 0.01
+# are run through at constant speed: that takes one sample, by steps it takes many where the metric grows steeply. With
+# more than the second, the metric nearly vanishes on a part of the way, for which no control points would be left.
+_UNEVEN, _VANISHING = 0.01, 0.5
 
 # What the energy of an initial curve is where it leads through a hole.
 _UNDEFINED = "is not finite: the generator gives NaN or infinity on the way"
@@ -272,7 +273,8 @@ class Search:
 def _even_out(verdict: Verdict, stage: Stage, live: Tensor) -> None:
     """Run through the curves ``live`` at a more constant speed, where that lowers the energy."""
     sample = stage.sample[live]
-    live = live[1 - sample.length.square() / sample.energy > _UNEVEN]
+    share = 1 - sample.length.square() / sample.energy
+    live = live[(share > _UNEVEN) & (share < _VANISHING)]
     if len(live):
         trial = evened(stage.level, stage.group.control[live], stage.sample.squared_speed[live])
         trial = stage.energy.rounded(trial)
