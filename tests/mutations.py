@@ -74,9 +74,7 @@ def run(copy: Path, tests: Sequence[str], *options: str) -> Outcome:
     with (copy / "output").open("w+", encoding="utf-8", errors="replace") as output:
         both = {"stdout": output, "stderr": subprocess.STDOUT}
         try:
-            status = subprocess.run(
-                command, cwd=copy, env=os.environ | own, timeout=_SECONDS, check=False, **both
-            ).returncode
+            subprocess.run(command, cwd=copy, env=os.environ | own, timeout=_SECONDS, check=False, **both)
         except subprocess.TimeoutExpired:
             return Outcome("timed out", f"after {_SECONDS} s", _SECONDS)
         output.seek(0)
@@ -89,7 +87,8 @@ def run(copy: Path, tests: Sequence[str], *options: str) -> Outcome:
     if shown:
         return Outcome("caught", shown[0], seconds)
     passed = sum(len(case) == 0 for case in cases)
-    if status or not passed:
+    # Not by pytest's status: under load it told of garbage (pytest's unraisable warnings) where the only test had passed.
+    if failed or not passed or any(case.find("error") is not None for case in cases):
         return Outcome("broken", next(iter(failed.values()), said[-1]), seconds)
     return Outcome("survived", f"{passed} passed", seconds)
 
