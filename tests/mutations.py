@@ -87,7 +87,7 @@ def run(copy: Path, tests: Sequence[str], *options: str) -> Outcome:
     if shown:
         return Outcome("caught", shown[0], seconds)
     passed = sum(len(case) == 0 for case in cases)
-    # Not by pytest's status: under load it told of garbage (pytest's unraisable warnings) where the only test had passed.
+    # Not by pytest's status: under load it told of garbage (unraisable warnings) though the only test had passed.
     if failed or not passed or any(case.find("error") is not None for case in cases):
         return Outcome("broken", next(iter(failed.values()), said[-1]), seconds)
     return Outcome("survived", f"{passed} passed", seconds)
