@@ -1,5 +1,7 @@
 """The search for shorter curves itself: second derivatives, steps, starts, and what is made of its lengths."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_solver import hill, random_decoder, random_pairs
@@ -8,16 +10,17 @@ from torch import nn
 from lgi.checks import NotFiniteError
 from lgi.metric import ConformalMetric, ExplicitMetric, PullbackMetric
 from lgi.solver import SolverSettings, shorten
-from lgi.solver.energy import Energy
+from lgi.solver.energy import Energy, Sample
 from lgi.solver.grid import make_grid
 from lgi.solver.methods.gauss_newton import GaussNewton
 from lgi.solver.refinement import Level, evened, finer
+from lgi.solver.search import _even_out
 from lgi.spline import CubicBSpline
 from lgi.spline import basis as spline_basis
 
 
 @pytest.mark.parametrize("starts", ["line", "multi"])
-@pytest.mark.parametrize("kind", ["embedded", "explicit", "eq. 4"])
+@pytest.mark.parametrize("kind", ["embedded", "explicit", pytest.param("eq. 4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["gauss-newton", "newton-cg"])
 def test_a_search_keeps_away_from_where_nothing_is_defined(kind, method, starts):
     """A disc beside the line, on which everything is NaN, does not change what is found on the other side."""
@@ -136,3 +139,21 @@ def test_an_evened_curve_keeps_its_ends_and_runs_at_nearly_constant_speed():
     speed = torch.linalg.vector_norm(spline_basis(level.knots, t, 1) @ moved[0], dim=-1)
     torch.testing.assert_close(moved[:, [0, -1]], control[:, [0, -1]], rtol=0, atol=1e-12)
     assert speed[len(t) // 8 :].std() < 0.05 * speed.mean()
+
+
+@pytest.mark.parametrize(("share", "moves"), [(0.005, False), (0.2, True), (0.6, False)])
+def test_only_curves_of_moderately_uneven_speed_are_evened(share, moves):
+    """Where a metric nearly vanishes on a part of the way, no control points would be left for that part."""
+    level = Level.of(GaussNewton.knots(7)[-1], 4, embedded=True)
+    energy, control, taken = torch.ones(1, dtype=torch.float64), torch.rand(1, 7, 2, dtype=torch.float64), []
+    speed = torch.ones(1, len(level.grid.weights), dtype=torch.float64)
+    known = {"tail": energy, "length_tail": energy, "noise": energy, "squared_speed": speed}
+    sample = Sample(energy=energy, length=(1 - share) ** 0.5 * energy, **known)
+    group = SimpleNamespace(control=control, index=torch.arange(1))
+    take = lambda live, *_: taken.extend(live.tolist())  # noqa: E731
+    rounding = SimpleNamespace(rounded=lambda control: control)
+    grids = {"level": level, "grid": level.grid, "basis": None}
+    stage = SimpleNamespace(**grids, energy=rounding, sample=sample, group=group, take=take)
+    better = SimpleNamespace(sample=lambda *_: Sample(energy=energy / 2, length=energy, **known))
+    _even_out(better, stage, torch.arange(1))
+    assert taken == [0] * moves

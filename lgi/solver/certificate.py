@@ -334,9 +334,8 @@ def _hidden(energy: Energy, level: Level, sample: Sample, speed: Tensor) -> Tens
     grid = level.measuring
     if energy.embedded is None:
         return torch.zeros_like(sample.length)
-    first = torch.searchsorted(grid.node, torch.arange(len(grid.t))).to(energy.device)
     I = constant(interpolation(grid, level.weighing, linearly=False), energy.device)
-    seen = sample.squared_speed[:, first].clamp_min(0).sqrt() @ I.T
+    seen = sample.squared_speed[:, constant(grid.first, energy.device)].clamp_min(0).sqrt() @ I.T
     excess = (speed.clamp_min(0).sqrt() - seen) @ constant(level.weighing.weights, energy.device)
     # Of smooth curves that are resolved it is some ten times less, relatively.
     return torch.where(excess > KNOWN * sample.length, excess, 0)

@@ -47,6 +47,11 @@ class Grid:
         return (elements @ constant(self.difference, values).T * scale).mT.flatten(1, 2)
 
     @cached_property
+    def first(self) -> Tensor:
+        """Which (n,) of the derivatives at each node comes first: between elements there are two."""
+        return torch.searchsorted(self.node, torch.arange(len(self.t)))
+
+    @cached_property
     def amplification(self) -> float:
         """Root mean square of the derivatives of values that are independent and of size 1."""
         assert self.difference is not None
