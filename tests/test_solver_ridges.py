@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from analytic import SURFACE
+from torch import nn
 
 import lgi
 from lgi.metric import ConformalMetric, PullbackMetric
@@ -136,6 +137,24 @@ def test_walls_of_the_standard_deviation_are_certified():
     start = torch.stack([angle.cos(), angle.sin()], -1)
     result = lgi.shorten(metric, start, start.flip(0).roll(3, 0) * 1.1)
     assert result.converged.all()
+
+
+def test_a_curve_that_is_clearly_shorter_is_kept():
+    """Where derivatives jump at many places, also if its length or that of the line is not known to a thousandth."""
+    torch.manual_seed(2)
+    hidden = [layer for _ in range(3) for layer in (nn.ReLU(), nn.Linear(256, 256))]
+    decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 256), *hidden)
+    for weight in (p for p in decoder.parameters() if p.ndim == 2):
+        nn.init.normal_(weight, std=1.6 / weight.shape[1] ** 0.5)
+    metric = PullbackMetric(decoder, latent_dim=2)
+    start, end = 2 * torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(2))
+    result = lgi.shorten(metric, start, end)
+    assert (result.improvement > 0.02).sum() >= 4
+    decoder, t = decoder.double(), torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    with torch.no_grad():
+        polygons = [decoder(curve(t).double()) for curve in (result.curve, lgi.CubicBSpline.line(start, end))]
+    length, straight = (polygon.diff(dim=-2).norm(dim=-1).sum(-1) for polygon in polygons)
+    assert (result.improvement <= 1 - length / straight + 1e-3).all()
 
 
 def test_kinks_are_recognised():

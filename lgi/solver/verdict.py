@@ -31,8 +31,10 @@ _LEAVE = (0.03, 0.1, 0.3, 1.0)
 # Lengths of curve and line that differ relatively by no more than this, and by no more than their errors, are equal.
 _TIE = 5e-6
 # At kinks, and where even the finest nodes are too few, errors are estimated too small. So a curve without certificate
-# is kept if it is shorter by so many times the errors of both lengths, or if these are so small, relatively.
-_SURELY, _SMALL = 4, 1e-5
+# is kept if it is shorter by so many times the errors of both lengths, or if these are so small, relatively. By the
+# third, also where its length or the line's is known less well than was asked for: with an embedding, both are at least
+# those of polygons.
+_SURELY, _SMALL, _CLEARLY = 4, 1e-5, 20
 # Least relative second derivatives that are taken for positive: by what a method has learnt of them, and by what has
 # been computed on the grid of the search.
 _LEARNT, _SURE = 0.1, 0.02
@@ -69,16 +71,14 @@ class Verdict:
         straight = energy.rounded(line(self.start[index], self.end[index], level.knots))
         moved = (control != straight).any(-1).any(-1)
         straight_length, straight_tail = sample.length.clone(), sample.length_tail.clone()
-        at = located(moved)
-        if len(at):
+        if len(at := located(moved)):
             on_line = self.sample(grid, basis, index[at], straight[at], 0)
             straight_length[at], straight_tail[at] = on_line.length, on_line.length_tail
         # Within the errors, the curve is preferred: it may be the line, run through at constant speed.
         errors = length_error(sample, coarse) + straight_tail + 4 * torch.finfo(energy.dtype).eps * straight_length
         longer = moved & ~(sample.length < straight_length + errors.clamp(max=_TIE * straight_length))
         excess, before = sample.length / straight_length - 1, found.straight_length[index]
-        at = located(longer)
-        if len(at):
+        if len(at := located(longer)):
             control[at] = straight[at]
             sample[at] = self.sample(grid, basis, index[at], straight[at], 1)
             straight_length[at] = sample.length[at]
@@ -103,7 +103,8 @@ class Verdict:
         # kinks.
         at = located(rough)
         kinked = ~self.is_smooth(level, index[at], control[at])
-        rough[at] = ~kinked | converged[at] | (error[at] > wanted * sample.length[at])
+        coarsely = [error[at] > wanted * length[at] for error, length in lengths]
+        rough[at] = torch.stack([~kinked, converged[at], *coarsely]).any(0)
         error = error + sample.noise
         promise = found.promise[index]
         found.status[index] = Status.of(
@@ -120,10 +121,11 @@ class Verdict:
         errors, gained = error + straight_error, straight_length - sample.length
         sure = converged | (gained > _SURELY * errors) | (errors <= _SMALL * straight_length)
         known = sure & (error <= wanted * sample.length) & (straight_error <= wanted * straight_length)
+        known |= (gained > _CLEARLY * errors) & (energy.rest is None)
         found.known[index] = ~moved | longer | known
         found.length_error[index] = error + 4 * torch.finfo(energy.dtype).eps * sample.length
-        hopeful = longer & (promise > excess / 2) & (promise > settings.length_tolerance / 100)
-        return ~converged & ~longer, hopeful, rough
+        hopeful = promise > (excess / 2).clamp_min(settings.length_tolerance / 100)
+        return ~converged & ~longer, longer & hopeful, rough
 
     def _searched(self, level: Level, index: Tensor, control: Tensor) -> Tensor:
         """Lengths (c,) on the grid of the search."""
