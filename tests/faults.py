@@ -283,6 +283,14 @@ _TABLE = """\
 -error, converged = length_error(sample, coarse, hidden), residual <= settings.tolerance
 +error, converged = length_error(sample, coarse, hidden), residual < torch.inf
   test_iterations_are_limited_and_reported
+# given up for the line although clearly shorter: no improvement through ReLU nets and VGG-19
+-known |= (gained > _CLEARLY * errors)
++known |= (gained > torch.inf * errors)
+  test_solver_ridges.py::test_a_curve_that_is_clearly_shorter_is_kept
+# given up because the grid was not made finer for the line
+-for error, length in lengths]
++for error, length in lengths[:1]]
+  test_solver_ridges.py::test_a_curve_that_is_clearly_shorter_is_kept
 # longer than straight is kept: improvements below 0
 -longer = moved & ~(sample.length < straight_length
 +longer = moved & (sample.length + torch.inf < straight_length

@@ -44,7 +44,7 @@ HEAVY = {"torchvision", "sklearn", "matplotlib", "seaborn", "scipy", "pandas", "
 # Lines of code, without docstrings, comments and blank lines: a module answers one question, and the package is thin.
 MODULE, CLASS = 350, 200
 # The goal is 4,200 and 8,000. That many there are: they rise by what a new capability needs, and else only fall.
-PACKAGE, TESTS = 6898, 11198
+PACKAGE, TESTS = 6898, 11205
 
 
 # Texts of the modules by dotted name: "metric.base" for metric/base.py, "metric" for metric/__init__.py, "" for lgi's.

@@ -140,19 +140,19 @@ def test_walls_of_the_standard_deviation_are_certified():
 
 
 def test_a_curve_that_is_clearly_shorter_is_kept():
-    """Where derivatives jump at many places, also if its length or that of the line is not known to a thousandth."""
-    torch.manual_seed(2)
-    hidden = [layer for _ in range(3) for layer in (nn.ReLU(), nn.Linear(256, 256))]
-    decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 256), *hidden)
+    """Where derivatives jump at many places, also if its length or that of the line is hard to know to a thousandth."""
+    torch.manual_seed(1)
+    first = (nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 64))
+    decoder = nn.Sequential(*first, nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).double()
     for weight in (p for p in decoder.parameters() if p.ndim == 2):
         nn.init.normal_(weight, std=1.6 / weight.shape[1] ** 0.5)
-    metric = PullbackMetric(decoder, latent_dim=2)
-    start, end = 2 * torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(2))
-    result = lgi.shorten(metric, start, end)
-    assert (result.improvement > 0.02).sum() >= 4
-    decoder, t = decoder.double(), torch.linspace(0, 1, 20_001, dtype=torch.float64)
+    start, end = 2 * torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(1)).double()
+    result = lgi.shorten(PullbackMetric(decoder, latent_dim=2), start, end)
+    # All but the second: one line needs finer grids for its length, errors of other curves stay above a thousandth.
+    assert (result.improvement > 0.03).sum() == 5
+    t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     with torch.no_grad():
-        polygons = [decoder(curve(t).double()) for curve in (result.curve, lgi.CubicBSpline.line(start, end))]
+        polygons = [decoder(curve(t)) for curve in (result.curve, lgi.CubicBSpline.line(start, end))]
     length, straight = (polygon.diff(dim=-2).norm(dim=-1).sum(-1) for polygon in polygons)
     assert (result.improvement <= 1 - length / straight + 1e-3).all()
 
