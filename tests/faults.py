@@ -287,7 +287,7 @@ _TABLE = """\
 -known |= (gained > _CLEARLY * errors)
 +known |= (gained > torch.inf * errors)
   test_solver_ridges.py::test_a_curve_that_is_clearly_shorter_is_kept
-# given up because the grid was not made finer for the line
+# only the curve makes grids finer: given up where it is the length of the line that is not known
 -for error, length in lengths]
 +for error, length in lengths[:1]]
   test_solver_ridges.py::test_a_curve_that_is_clearly_shorter_is_kept
