@@ -218,9 +218,9 @@ def walls() -> str:
     for name, versions in _recorded("walls")["results"].items():
         for version, row in versions.items():
             shares = [f"{row[title]:.{digits}%}" for title, digits in (("certified", 0), ("mean improvement", 1))]
-            costs = [f"{row[title]:,}" for title in ("rows", "forwards")]
-            rows.append([f"`{name}`", version, str(row["pairs"]), *shares, *costs, f"{row['seconds']:.2f}"])
-    titles = "| metric | | pairs | certified | mean improvement | decoder rows | forward passes | s a pair |"
+            numbers = [f"{row['mean length']:.3f}", *(f"{row[title]:,}" for title in ("rows", "forwards"))]
+            rows.append([f"`{name}`", version, str(row["pairs"]), *shares, *numbers, f"{row['seconds']:.2f}"])
+    titles = "| metric | | pairs | certified | improvement | mean length | decoder rows | forward passes | s a pair |"
     return _table(titles, rows)
 
 

@@ -5,9 +5,10 @@
 Pairs as Algorithm 1 draws them (from the prior, one step along the maximal eigenvector, turned towards the origin), one
 thread, in one process. The price `forwards` is the processor time of a pair in bare forward passes of one point through
 the same decoder, in batches of 256, so that the load of the machine cancels; `rows` is what the solver counts. The
-walls are those of LGI_DATA/walls (2-D, the public recipe; `k8.c0.5`: 8 centres, bandwidth factor 0.5), `bigan` and
-`vae16` the authors' own weights (d = 16), `mlp` a random SiLU network to 28 x 28, `relu` and `silu` twins with and
-without kinks. With --against, the same is run with the lgi of another working tree, for a comparison before and after.
+walls are those of LGI_DATA/walls (2-D, the public recipe; `k8.c0.5`: 8 centres, bandwidth factor 0.5) and, for
+`k64.c0.5`, that of the shipped model `published`; `bigan` and `vae16` the authors' own weights (d = 16), `mlp` a random
+SiLU network to 28 x 28, `relu` and `silu` twins with and without kinks. What follows a comma in a name says how the row
+differs. With --against, the same is run with the lgi of another working tree, for a comparison before and after.
 Writes walls.json beside it.
 """
 
@@ -32,6 +33,9 @@ RUNS = (
     ("k8.c0.7", 40, {"n_control": 35}),
     ("k8.c0.5", 40, {"n_control": 35}),
     ("k64.c0.7", 40, {"n_control": 35}),
+    ("k64.c0.5", 20, {"n_control": 35}),
+    ("k8.c0.5, two starts", 40, {"n_control": 35, "starts": "multi", "n_starts": 2}),
+    ("k64.c0.7, two starts", 40, {"n_control": 35, "starts": "multi", "n_starts": 2}),
     ("k8.c0.3", 20, {"n_control": 35}),
     ("vae16", 20, {}),
     ("bigan", 20, {}),
@@ -99,6 +103,9 @@ def dense(widths: list[int], activation: type[nn.Module], gains: list[float], la
 
 def generator(name: str, lgi):
     """A generator and its latent dimension."""
+    name = name.partition(",")[0]
+    if name == "k64.c0.5":
+        return lgi.load_model("published", n_centres=64, bandwidth=0.5).decoder, 2
     if name.startswith("k"):
         return walls(name, lgi)
     if name in ("bigan", "vae16"):
