@@ -85,7 +85,7 @@ def test_a_crash_is_a_violation_of_its_own_pair():
 
 
 QUICK = ("bump, saddles", "hills x 1e-10, float32", "half plane", "ridge of height 1, width 0.02")
-QUICK += ("|x|, across", "eq. 4, steep, borders of 1000, bend 0")
+QUICK += ("|x|, across", "eq. 4, steep, borders of 1000, bend 0", "waves of 0.001 and 3000 on hills")
 
 
 @pytest.mark.parametrize("name", QUICK)
